@@ -1,0 +1,26 @@
+//! Lacuna runs pruned models: a sparse safetensors file is opened as it is, planned for this
+//! device, and executed with sparse SIMD kernels where they win and dense ones where they do not.
+//!
+//! ```no_run
+//! use lacuna::{Model, Session, SessionOptions, TensorView};
+//!
+//! let model = Model::open("model.safetensors")?;
+//! let mut session = Session::new(&model, SessionOptions::default())?;
+//! let image = vec![0.0; 28 * 28];
+//! let outputs = session.run(&[TensorView::f32(&[1, 1, 28, 28], &image)])?;
+//! println!("{:?}", outputs[0].data);
+//! # Ok::<(), lacuna::Error>(())
+//! ```
+//!
+//! Floors, from the ground up, each importing only those below it: [`model`] (pure data and the
+//! file), `kernels` (compute), [`plan`] (model and device to steps), [`session`] (what an app sees).
+
+mod error;
+pub mod model;
+pub mod session;
+mod tensor;
+
+pub use error::{Error, Result};
+pub use model::{Model, Weight};
+pub use session::{Session, SessionOptions};
+pub use tensor::{DType, Tensor, TensorView, TensorViewMut};

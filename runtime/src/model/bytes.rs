@@ -1,0 +1,83 @@
+//! Weight bytes: a cheap handle to a part of a mapped file or of memory.
+
+use memmap2::Mmap;
+use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+/// An immutable, shared run of bytes. Clones share the storage; no alignment is promised.
+#[derive(Clone)]
+pub struct Bytes {
+    storage: Storage,
+    range: Range<usize>,
+}
+
+#[derive(Clone)]
+enum Storage {
+    Owned(Arc<[u8]>),
+    Mapped(Arc<Mmap>),
+}
+
+impl Bytes {
+    /// All of a mapped file.
+    pub fn mapped(map: Arc<Mmap>) -> Bytes {
+        let range = 0..map.len();
+        Bytes {
+            storage: Storage::Mapped(map),
+            range,
+        }
+    }
+
+    /// A part, or `None` when the range does not lie within these bytes.
+    pub fn slice(&self, range: Range<usize>) -> Option<Bytes> {
+        if range.start > range.end || range.end > self.len() {
+            return None;
+        }
+        let base = self.range.start;
+        Some(Bytes {
+            storage: self.storage.clone(),
+            range: base + range.start..base + range.end,
+        })
+    }
+
+    /// Whether the bytes live in a mapped file.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.storage, Storage::Mapped(_))
+    }
+
+    /// Little-endian bytes of f32 values.
+    pub fn from_f32(values: &[f32]) -> Bytes {
+        values
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect::<Vec<u8>>()
+            .into()
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Bytes {
+        Bytes {
+            range: 0..bytes.len(),
+            storage: Storage::Owned(bytes.into()),
+        }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.storage {
+            Storage::Owned(b) => &b[self.range.clone()],
+            Storage::Mapped(m) => &m[self.range.clone()],
+        }
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.is_mapped() { "mapped" } else { "owned" };
+        write!(f, "Bytes({} {kind})", self.len())
+    }
+}

@@ -1,0 +1,150 @@
+//! The model as data: graph, operators, weights, shapes, and the file. Nothing here computes.
+
+mod bytes;
+pub mod file;
+mod graph;
+mod op;
+mod shape;
+mod weight;
+
+pub use bytes::Bytes;
+pub use graph::{Dim, Graph, Input, Node, Symbols};
+pub use op::{Op, PadMode, Padding, Window};
+pub use shape::{Shapes, infer_shapes, padding_for};
+pub use weight::{Bitmask, Encoding, Weight};
+
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The weights of a model, by name.
+pub type Weights = BTreeMap<String, Weight>;
+
+/// A whole model: the graph, its weights, and what travels with them. `Send`, `Sync`, cheap to
+/// clone: clones share the weight bytes.
+#[derive(Clone, Debug)]
+pub struct Model {
+    graph: Graph,
+    weights: Weights,
+    /// The tokenizer that travels in the file, as the bytes of a `tokenizer.json`.
+    pub tokenizer: Option<Bytes>,
+    /// Short keys of the file: where the model came from and how it was made.
+    pub metadata: Metadata,
+    path: Option<PathBuf>,
+}
+
+/// The short keys that a file carries about its making.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// SHA-256 of the recipe that made the file, in hex.
+    pub recipe: Option<String>,
+    /// SHA-256 of the source that the model was converted from, in hex.
+    pub source: Option<String>,
+}
+
+impl Model {
+    /// Puts a model together, after checking the graph, its shapes, and that every weight is used
+    /// as one of a floating-point dtype.
+    pub fn new(graph: Graph, weights: Weights) -> Result<Model> {
+        graph.validate(|name| weights.contains_key(name))?;
+        infer_shapes(&graph, &weights, &Symbols::new())?;
+        Ok(Model {
+            graph,
+            weights,
+            tokenizer: None,
+            metadata: Metadata::default(),
+            path: None,
+        })
+    }
+
+    /// Opens a Lacuna file, memory-mapped. See [`file::read`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Model> {
+        file::read(path.as_ref())
+    }
+
+    /// Writes a Lacuna file atomically and checks it by reading it back. See [`file::write`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        file::write(self, path.as_ref())
+    }
+
+    /// The computation.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The weights, by name.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The file that the model was opened from.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    pub(crate) fn set_path(&mut self, path: &Path) {
+        self.path = Some(path.to_path_buf());
+    }
+
+    /// Replaces a weight by one of the same shape.
+    pub fn set_weight(&mut self, name: &str, weight: Weight) -> Result<()> {
+        let refuse = |what: String| Error::Weight {
+            weight: name.to_owned(),
+            what,
+        };
+        let slot = self
+            .weights
+            .get_mut(name)
+            .ok_or_else(|| refuse("the model has no such weight".into()))?;
+        if slot.shape() != weight.shape() {
+            return Err(refuse(format!(
+                "shape {:?} instead of {:?}",
+                weight.shape(),
+                slot.shape()
+            )));
+        }
+        *slot = weight;
+        Ok(())
+    }
+
+    /// The weights that pruning looks at by default: those of `Conv`, `Gemm` and `MatMul`, in
+    /// graph order, each once, with the node that reads it first.
+    pub fn prunable(&self) -> Vec<(&str, &Node)> {
+        let mut seen = std::collections::HashSet::new();
+        let mut list = Vec::new();
+        for node in &self.graph.nodes {
+            let Some(name) = node.op.weight_input().and_then(|i| node.inputs.get(i)) else {
+                continue;
+            };
+            if self.weights.contains_key(name) && seen.insert(name.as_str()) {
+                list.push((name.as_str(), node));
+            }
+        }
+        list
+    }
+
+    /// The same model with every prunable weight that has zeros enough to be smaller that way
+    /// in the bitmask encoding, and every other weight dense.
+    pub fn encoded(&self) -> Model {
+        let mut model = self.clone();
+        let names: Vec<String> = self.prunable().iter().map(|(n, _)| n.to_string()).collect();
+        for name in names {
+            let dense = self.weights[&name].decode();
+            let sparse = dense.encode();
+            let smaller = sparse.byte_len() < dense.byte_len();
+            model
+                .weights
+                .insert(name, if smaller { sparse } else { dense });
+        }
+        model
+    }
+
+    /// The same model with every weight dense.
+    pub fn decoded(&self) -> Model {
+        let mut model = self.clone();
+        for weight in model.weights.values_mut() {
+            *weight = weight.decode();
+        }
+        model
+    }
+}

@@ -1,0 +1,433 @@
+//! Weights: dense, or sparse in the bitmask encoding of compressed-tensors (`sparse-bitmask`).
+
+use super::Bytes;
+use crate::DType;
+use half::{bf16, f16};
+
+/// A constant of the graph: its logical shape, its dtype, and its encoded values.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    shape: Vec<usize>,
+    dtype: DType,
+    encoding: Encoding,
+}
+
+/// How the values of a weight are stored.
+#[derive(Clone, Debug)]
+pub enum Encoding {
+    /// Every value, row-major, little-endian.
+    Dense(Bytes),
+    /// The non-zeros and a mask.
+    Bitmask(Bitmask),
+}
+
+/// The bitmask encoding of a matrix `[rows, cols]`.
+///
+/// Bit `c % 8` (least significant first) of byte `r * ceil(cols / 8) + c / 8` of `mask` is 1 where
+/// element `(r, c)` is stored; `values` are the stored elements, row-major. A stored value may be 0.
+#[derive(Clone, Debug)]
+pub struct Bitmask {
+    /// Rows: the output features or channels.
+    pub rows: usize,
+    /// Columns: everything behind the first axis.
+    pub cols: usize,
+    /// The stored elements, little-endian.
+    pub values: Bytes,
+    /// `rows * ceil(cols / 8)` bytes; the bits behind `cols` are 0.
+    pub mask: Bytes,
+    /// `rows` little-endian i64: where each row starts in `values`, in elements.
+    pub row_offsets: Bytes,
+}
+
+impl Bitmask {
+    /// Bytes of a mask row.
+    pub fn mask_stride(&self) -> usize {
+        self.cols.div_ceil(8)
+    }
+
+    /// The mask of one row.
+    pub fn mask_row(&self, row: usize) -> &[u8] {
+        let stride = self.mask_stride();
+        &self.mask[row * stride..(row + 1) * stride]
+    }
+
+    /// Where `row` starts in `values`, in elements.
+    pub fn row_start(&self, row: usize) -> usize {
+        let at = row * 8;
+        let bytes: [u8; 8] = self.row_offsets[at..at + 8].try_into().unwrap_or_default();
+        i64::from_le_bytes(bytes) as usize
+    }
+
+    /// Columns of the stored elements of `row`, ascending.
+    pub fn row_columns(&self, row: usize) -> impl Iterator<Item = usize> + '_ {
+        self.mask_row(row).iter().enumerate().flat_map(|(i, &b)| {
+            let mut left = b;
+            std::iter::from_fn(move || {
+                (left != 0).then(|| {
+                    let bit = left.trailing_zeros() as usize;
+                    left &= left - 1;
+                    i * 8 + bit
+                })
+            })
+        })
+    }
+
+    /// Checks sizes, padding bits, and that the row offsets are the running count of the mask.
+    fn check(&self, element: usize) -> Result<(), String> {
+        let (rows, cols) = (self.rows, self.cols);
+        let mask_len = rows
+            .checked_mul(cols.div_ceil(8))
+            .ok_or("shape overflows")?;
+        if self.mask.len() != mask_len {
+            return Err(format!(
+                "bitmask has {} bytes, shape [{rows}, {cols}] needs {mask_len}",
+                self.mask.len()
+            ));
+        }
+        if rows.checked_mul(8) != Some(self.row_offsets.len()) {
+            return Err(format!(
+                "row_offsets has {} bytes, {rows} rows need {}",
+                self.row_offsets.len(),
+                rows.saturating_mul(8)
+            ));
+        }
+        let padding = match cols % 8 {
+            0 => 0u8,
+            used => 0xff << used,
+        };
+        let mut count = 0usize;
+        for r in 0..rows {
+            if self.row_start(r) != count {
+                return Err(format!(
+                    "row_offsets[{r}] is {}, the mask counts {count}",
+                    self.row_start(r) as i64
+                ));
+            }
+            let row = self.mask_row(r);
+            if let Some(last) = row.last()
+                && last & padding != 0
+            {
+                return Err(format!("bitmask row {r} has bits set behind column {cols}"));
+            }
+            count += popcount(row);
+        }
+        if self.values.len() != count * element {
+            return Err(format!(
+                "{} bytes of values, the mask counts {count} of {element} bytes",
+                self.values.len()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The number of bits set.
+fn popcount(bytes: &[u8]) -> usize {
+    let (words, tail) = bytes.as_chunks::<8>();
+    let words: u32 = words
+        .iter()
+        .map(|w| u64::from_le_bytes(*w).count_ones())
+        .sum();
+    let tail: u32 = tail.iter().map(|b| b.count_ones()).sum();
+    (words + tail) as usize
+}
+
+impl Weight {
+    /// A dense weight. `data` is row-major and little-endian; its length must fit.
+    pub fn dense(shape: Vec<usize>, dtype: DType, data: Bytes) -> Result<Weight, String> {
+        let bytes = numel(&shape).and_then(|n| n.checked_mul(dtype.size()));
+        if bytes != Some(data.len()) {
+            return Err(format!(
+                "{} bytes of {dtype} do not fill shape {shape:?}",
+                data.len()
+            ));
+        }
+        Ok(Weight {
+            shape,
+            dtype,
+            encoding: Encoding::Dense(data),
+        })
+    }
+
+    /// A dense f32 weight.
+    ///
+    /// # Panics
+    /// When the number of values is not the product of `shape`.
+    pub fn from_f32(shape: &[usize], values: &[f32]) -> Weight {
+        assert_eq!(
+            numel(shape),
+            Some(values.len()),
+            "values do not fill {shape:?}"
+        );
+        Weight {
+            shape: shape.to_vec(),
+            dtype: DType::F32,
+            encoding: Encoding::Dense(Bytes::from_f32(values)),
+        }
+    }
+
+    /// A bitmask weight of a floating-point dtype, checked in one pass over the mask.
+    ///
+    /// `shape` is the logical shape; its first axis must be `rows` and the rest multiply to `cols`.
+    pub fn bitmask(shape: Vec<usize>, dtype: DType, bitmask: Bitmask) -> Result<Weight, String> {
+        if !dtype.is_float() {
+            return Err(format!(
+                "values of dtype {dtype}; version 1 reads F32, F16 and BF16 (I8 and I4 are reserved)"
+            ));
+        }
+        if matrix(&shape) != Some((bitmask.rows, bitmask.cols)) {
+            return Err(format!(
+                "encoded as [{}, {}], which is not the shape {shape:?}",
+                bitmask.rows, bitmask.cols
+            ));
+        }
+        bitmask.check(dtype.size())?;
+        Ok(Weight {
+            shape,
+            dtype,
+            encoding: Encoding::Bitmask(bitmask),
+        })
+    }
+
+    /// The logical shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The dtype of the values.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The encoded values.
+    pub fn encoding(&self) -> &Encoding {
+        &self.encoding
+    }
+
+    /// Whether the weight is stored sparse.
+    pub fn is_sparse(&self) -> bool {
+        matches!(self.encoding, Encoding::Bitmask(_))
+    }
+
+    /// Elements of the logical shape.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The weight as a matrix: the first axis, and everything behind it. A scalar is `(1, 1)`.
+    pub fn matrix(&self) -> (usize, usize) {
+        matrix(&self.shape).unwrap_or((0, 0))
+    }
+
+    /// Bytes of the encoded values, mask and offsets.
+    pub fn byte_len(&self) -> usize {
+        match &self.encoding {
+            Encoding::Dense(data) => data.len(),
+            Encoding::Bitmask(b) => b.values.len() + b.mask.len() + b.row_offsets.len(),
+        }
+    }
+
+    /// Elements that are not zero.
+    pub fn count_nonzero(&self) -> usize {
+        let data = match &self.encoding {
+            Encoding::Dense(data) => data,
+            Encoding::Bitmask(b) => &b.values,
+        };
+        data.chunks_exact(self.dtype.size())
+            .filter(|e| !is_zero(self.dtype, e))
+            .count()
+    }
+
+    /// The share of elements that are not zero; 1 for an empty weight.
+    pub fn density(&self) -> f64 {
+        match self.numel() {
+            0 => 1.0,
+            n => self.count_nonzero() as f64 / n as f64,
+        }
+    }
+
+    /// Every element as f32, row-major. `None` when the dtype is not a floating-point type.
+    pub fn to_f32(&self) -> Option<Vec<f32>> {
+        let dense = self.decode();
+        let Encoding::Dense(data) = &dense.encoding else {
+            return None;
+        };
+        values_to_f32(self.dtype, data)
+    }
+
+    /// The stored values as f32: every element of a dense weight, the kept ones of a sparse weight.
+    pub fn stored_f32(&self) -> Option<Vec<f32>> {
+        match &self.encoding {
+            Encoding::Dense(data) => values_to_f32(self.dtype, data),
+            Encoding::Bitmask(b) => values_to_f32(self.dtype, &b.values),
+        }
+    }
+
+    /// The same weight, dense. Elements that were not stored become +0.
+    pub fn decode(&self) -> Weight {
+        let Encoding::Bitmask(b) = &self.encoding else {
+            return self.clone();
+        };
+        let size = self.dtype.size();
+        let mut data = vec![0u8; self.numel() * size];
+        let mut values = b.values.chunks_exact(size);
+        for r in 0..b.rows {
+            for c in b.row_columns(r) {
+                if let Some(v) = values.next() {
+                    let at = (r * b.cols + c) * size;
+                    data[at..at + size].copy_from_slice(v);
+                }
+            }
+        }
+        Weight {
+            shape: self.shape.clone(),
+            dtype: self.dtype,
+            encoding: Encoding::Dense(data.into()),
+        }
+    }
+
+    /// The same weight in the bitmask encoding; zeros of either sign are dropped, NaN is kept.
+    /// A weight that is sparse already, or not of a floating-point dtype, comes back as it is.
+    pub fn encode(&self) -> Weight {
+        let (Encoding::Dense(data), true) = (&self.encoding, self.dtype.is_float()) else {
+            return self.clone();
+        };
+        let (rows, cols) = self.matrix();
+        let size = self.dtype.size();
+        let stride = cols.div_ceil(8);
+        let mut mask = vec![0u8; rows * stride];
+        let mut values = Vec::new();
+        let mut row_offsets = Vec::with_capacity(rows * 8);
+        for r in 0..rows {
+            row_offsets.extend_from_slice(&((values.len() / size) as i64).to_le_bytes());
+            let row = &data[r * cols * size..(r + 1) * cols * size];
+            for (c, e) in row.chunks_exact(size).enumerate() {
+                if !is_zero(self.dtype, e) {
+                    mask[r * stride + c / 8] |= 1 << (c % 8);
+                    values.extend_from_slice(e);
+                }
+            }
+        }
+        Weight {
+            shape: self.shape.clone(),
+            dtype: self.dtype,
+            encoding: Encoding::Bitmask(Bitmask {
+                rows,
+                cols,
+                values: values.into(),
+                mask: mask.into(),
+                row_offsets: row_offsets.into(),
+            }),
+        }
+    }
+
+    /// The same weight under another shape with as many elements; for a sparse weight the
+    /// first axis must stay. `None` when it does not fit.
+    pub fn reshape(&self, shape: Vec<usize>) -> Option<Weight> {
+        let fits = match &self.encoding {
+            Encoding::Dense(_) => numel(&shape) == Some(self.numel()),
+            Encoding::Bitmask(b) => matrix(&shape) == Some((b.rows, b.cols)),
+        };
+        fits.then(|| Weight {
+            shape,
+            ..self.clone()
+        })
+    }
+}
+
+/// The product of a shape, or `None` when it overflows.
+pub(crate) fn numel(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
+fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
+    match shape {
+        [] => Some((1, 1)),
+        [rows, rest @ ..] => Some((*rows, numel(rest)?)),
+    }
+}
+
+fn is_zero(dtype: DType, element: &[u8]) -> bool {
+    match (dtype, element) {
+        (DType::F32, [a, b, c, d]) => (a | b | c | (d & 0x7f)) == 0,
+        (DType::F16 | DType::BF16, [a, b]) => (a | (b & 0x7f)) == 0,
+        _ => element.iter().all(|&b| b == 0),
+    }
+}
+
+fn values_to_f32(dtype: DType, data: &[u8]) -> Option<Vec<f32>> {
+    Some(match dtype {
+        DType::F32 => data
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
+            .collect(),
+        DType::F16 => data
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|b| f16::from_le_bytes(*b).to_f32())
+            .collect(),
+        DType::BF16 => data
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|b| bf16::from_le_bytes(*b).to_f32())
+            .collect(),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bitmask vector of the compressed-tensors format: rows of ten with an empty row.
+    #[test]
+    fn bitmask_vector_matches_compressed_tensors_byte_for_byte() {
+        let rows = [
+            [0., 1.5, 0., 0., -2., 0., 0., 0., 3., 0.],
+            [0.; 10],
+            [1., 0., 0., 0., 0., 0., 0., 4., 0., 5.],
+        ];
+        let dense = Weight::from_f32(&[3, 10], rows.as_flattened());
+        let sparse = dense.encode();
+        let Encoding::Bitmask(b) = sparse.encoding() else {
+            panic!("not encoded")
+        };
+        assert_eq!(&b.mask[..], &[18, 1, 0, 0, 129, 2]);
+        assert_eq!(sparse.stored_f32().unwrap(), [1.5, -2., 3., 1., 4., 5.]);
+        let offsets: Vec<usize> = (0..3).map(|r| b.row_start(r)).collect();
+        assert_eq!(offsets, [0, 3, 3]);
+        assert_eq!(sparse.to_f32(), dense.to_f32());
+    }
+
+    #[test]
+    fn negative_zero_is_dropped_and_nan_is_kept() {
+        let w = Weight::from_f32(&[1, 3], &[-0.0, f32::NAN, 1.0]).encode();
+        let stored = w.stored_f32().unwrap();
+        assert_eq!(stored.len(), 2);
+        assert!(stored[0].is_nan());
+    }
+
+    #[test]
+    fn wrong_masks_are_refused_with_the_value() {
+        let w = Weight::from_f32(&[2, 9], &[1.0; 18]).encode();
+        let Encoding::Bitmask(good) = w.encoding().clone() else {
+            panic!()
+        };
+        let with = |f: &dyn Fn(&mut Bitmask)| {
+            let mut b = good.clone();
+            f(&mut b);
+            Weight::bitmask(vec![2, 9], DType::F32, b).unwrap_err()
+        };
+        assert!(
+            with(&|b| b.mask = vec![255, 3, 255, 1].into()).contains("bits set behind column 9")
+        );
+        assert!(with(&|b| b.mask = vec![255, 1, 254, 1].into()).contains("counts 17"));
+        assert!(with(&|b| b.values = vec![0; 4].into()).contains("counts 18"));
+        assert!(with(&|b| b.row_offsets = vec![0; 16].into()).contains("row_offsets[1] is 0"));
+        assert!(with(&|b| b.cols = 10).contains("[2, 10]"));
+    }
+}
