@@ -24,13 +24,8 @@ impl Parts {
         }
     }
 
-    pub fn names(&self) -> [&String; 4] {
-        [
-            &self.compressed,
-            &self.bitmask,
-            &self.shape,
-            &self.row_offsets,
-        ]
+    pub fn into_names(self) -> [String; 4] {
+        [self.compressed, self.bitmask, self.shape, self.row_offsets]
     }
 }
 
@@ -54,22 +49,23 @@ pub(super) fn prefixes(tensors: &Tensors) -> BTreeSet<&str> {
 /// Reads every weight of a checkpoint in the `sparse-bitmask` format of compressed-tensors, as
 /// its releases before 0.15 wrote it; tensors that are not encoded come back dense.
 ///
-/// `P.compressed`, `P.bitmask`, `P.shape` and `P.row_offsets` become the weight `P.weight`, or `P`
-/// where it ends in `.weight` already, as releases before 0.9 have it. A matrix stays sparse and
-/// shares the bytes of the file; an encoded tensor of another rank, whose mask is padded along
-/// every last axis, is decoded. Its row offsets, which the format defines for matrices only, are
-/// not used.
+/// `P.compressed`, `P.bitmask`, `P.shape` and `P.row_offsets` become the weight `P.weight`. Releases
+/// before 0.9 encode every tensor and keep its whole name; where one `P` ends in `.weight`, all
+/// are taken for whole names. A matrix stays sparse and shares the bytes of the file; an encoded
+/// tensor of another rank, whose mask is padded along every last axis, is decoded. Its row offsets,
+/// which the format defines for matrices only, are not used.
 ///
 /// # Errors
 /// [`Error::FileTensor`](crate::Error::FileTensor) when the four tensors contradict each other,
 /// when a dtype is not supported, or when the weight is 2:4 sparse (`sparse-24-bitmask`).
 pub fn decode_bitmask_tensors(tensors: &Tensors) -> Result<Weights> {
     let prefixes = prefixes(tensors);
+    let whole_names = prefixes.iter().any(|p| p.ends_with(".weight"));
     let mut parts = BTreeSet::new();
     let mut weights = Weights::new();
     for &prefix in &prefixes {
         let weight = read(tensors, prefix)?;
-        let name = if prefix.ends_with(".weight") {
+        let name = if whole_names {
             prefix.to_owned()
         } else {
             format!("{prefix}.weight")
@@ -77,13 +73,7 @@ pub fn decode_bitmask_tensors(tensors: &Tensors) -> Result<Weights> {
         if weights.insert(name.clone(), weight).is_some() {
             return Err(tensors.fault(&name, "the weight is stored twice"));
         }
-        let Parts {
-            compressed,
-            bitmask,
-            shape,
-            row_offsets,
-        } = Parts::of(prefix);
-        parts.extend([compressed, bitmask, shape, row_offsets]);
+        parts.extend(Parts::of(prefix).into_names());
     }
     for name in tensors.names().filter(|n| !parts.contains(*n)) {
         if weights

@@ -5,7 +5,7 @@ use super::{FORMAT, GRAPH, RESERVED, TOKENIZER, Tensors, VERSION, encoded, finit
 use crate::model::{Graph, Metadata, Model, Weights};
 use crate::{DType, Error, Result};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What `lacuna.graph` holds.
 #[derive(Deserialize)]
@@ -113,7 +113,7 @@ fn weights(tensors: &Tensors, shapes: &BTreeMap<String, Vec<usize>>) -> Result<W
     }
     let prefixes = encoded::prefixes(tensors);
     let mut weights = Weights::new();
-    let mut parts: Vec<String> = Vec::new();
+    let mut parts = BTreeSet::new();
     for prefix in &prefixes {
         let weight = encoded::read(tensors, prefix)?;
         let names = encoded::Parts::of(prefix);
@@ -130,12 +130,10 @@ fn weights(tensors: &Tensors, shapes: &BTreeMap<String, Vec<usize>>) -> Result<W
             .get(prefix)
             .map_or_else(|| format!("{prefix}.weight"), |n| n.to_string());
         weights.insert(name, weight);
-        parts.extend(names.names().map(String::clone));
+        parts.extend(names.into_names());
     }
-    parts.sort_unstable();
     for name in tensors.names() {
-        let is_part = parts.binary_search_by(|p| p.as_str().cmp(name)).is_ok();
-        if is_part || name.starts_with(RESERVED) {
+        if parts.contains(name) || name.starts_with(RESERVED) {
             continue;
         }
         if weights

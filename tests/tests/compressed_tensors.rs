@@ -1,0 +1,89 @@
+//! Checkpoints that releases of compressed-tensors wrote, and ours under their names.
+
+mod common;
+
+use lacuna::model::file::{Tensors, decode_bitmask_tensors};
+use std::path::{Path, PathBuf};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures/compressed_tensors")
+        .join(name)
+}
+
+fn loads_with_equal_dense_values(name: &str) {
+    let dense = Tensors::open(fixture("dense.safetensors")).unwrap();
+    let read = Tensors::open(fixture(name)).unwrap();
+    assert!(read.contains("fc.compressed") || read.contains("fc.weight.compressed"));
+    let weights = decode_bitmask_tensors(&read).unwrap();
+    let names: Vec<&str> = weights.keys().map(String::as_str).collect();
+    assert_eq!(names, dense.names().collect::<Vec<_>>());
+    for (name, weight) in &weights {
+        let expected = dense.weight(name).unwrap();
+        assert_eq!(weight.shape(), expected.shape(), "{name}");
+        assert_eq!(weight.dtype(), expected.dtype(), "{name}");
+        assert_eq!(weight.to_f32(), expected.to_f32(), "{name}");
+    }
+    for matrix in ["fc.weight", "half.weight", "head.weight"] {
+        assert!(weights[matrix].is_sparse(), "{matrix} was decoded");
+    }
+}
+
+#[test]
+fn release_0_8_1_with_whole_names_loads() {
+    loads_with_equal_dense_values("bitmask-0.8.1.safetensors");
+}
+
+#[test]
+fn release_0_9_4_loads() {
+    loads_with_equal_dense_values("bitmask-0.9.4.safetensors");
+}
+
+#[test]
+fn release_0_14_0_loads() {
+    loads_with_equal_dense_values("bitmask-0.14.0.safetensors");
+}
+
+#[test]
+fn a_checkpoint_is_no_model_and_the_error_says_what_it_is() {
+    let error = lacuna::Model::open(fixture("bitmask-0.9.4.safetensors")).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("bitmask-0.9.4.safetensors") && error.contains("compressed-tensors"),
+        "{error}"
+    );
+}
+
+#[test]
+fn two_of_four_sparse_weights_are_refused_by_name() {
+    let le = |v: &[i64]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let file = common::assemble(
+        "{}",
+        &[
+            common::raw("fc.compressed", "F16", &[2, 4], &[0; 16]),
+            common::raw("fc.bitmask", "U8", &[2, 1], &[149, 150]),
+            common::raw("fc.shape", "I64", &[2, 1], &le(&[2, 8])),
+        ],
+    );
+    let tensors = Tensors::parse("two-of-four", file.into()).unwrap();
+    let error = decode_bitmask_tensors(&tensors).unwrap_err().to_string();
+    assert!(
+        error.contains("two-of-four")
+            && error.contains("fc.compressed")
+            && error.contains("sparse-24-bitmask"),
+        "{error}"
+    );
+}
+
+/// What the format's decoder does: it reads bitmask, shape and values, by the names that it knows.
+#[test]
+fn the_decoder_of_the_format_takes_our_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.safetensors");
+    let model = common::small_model();
+    model.save(&path).unwrap();
+    let weights = decode_bitmask_tensors(&Tensors::open(&path).unwrap()).unwrap();
+    let conv = &weights["conv.weight"];
+    assert_eq!(conv.shape(), [10, 18]);
+    assert_eq!(conv.to_f32(), model.weights()["conv.weight"].to_f32());
+}
