@@ -16,11 +16,15 @@
 //! file), `kernels` (compute), [`plan`] (model and device to steps), [`session`] (what an app sees).
 
 mod error;
+mod kernels;
 pub mod model;
+pub mod plan;
 pub mod session;
 mod tensor;
 
 pub use error::{Error, Result};
+pub use kernels::cpu::{ISA_VARIABLE, Isa};
 pub use model::{Model, Weight};
+pub use plan::{Memory, Residency, StepInfo};
 pub use session::{Session, SessionOptions};
 pub use tensor::{DType, Tensor, TensorView, TensorViewMut};
