@@ -15,11 +15,15 @@
 //! Floors, from the ground up, each importing only those below it: [`model`] (pure data and the
 //! file), `kernels` (compute), [`plan`] (model and device to steps), [`session`] (what an app sees).
 
+#[cfg(feature = "candle")]
+pub mod candle;
 mod error;
 pub mod model;
 pub mod session;
 mod tensor;
 
+#[cfg(feature = "candle")]
+pub use candle::nn;
 pub use error::{Error, Result};
 pub use model::{Model, Weight};
 pub use session::{Session, SessionOptions};

@@ -11,6 +11,8 @@ pub use bytes::Bytes;
 pub use graph::{Dim, Graph, Input, Node, Symbols};
 pub use op::{Op, PadMode, Padding, Window};
 pub use shape::{Shapes, infer_shapes, padding_for};
+#[cfg(feature = "candle")]
+pub(crate) use shape::{axis_index, axis_set, slice_range};
 pub use weight::{Bitmask, Encoding, Weight};
 
 use crate::{Error, Result};
