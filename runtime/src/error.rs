@@ -81,6 +81,10 @@ pub enum Error {
         /// What is wrong, with the value.
         what: String,
     },
+    /// Candle refused an operation.
+    #[cfg(feature = "candle")]
+    #[error("candle: {0}")]
+    Candle(#[source] Box<candle_core::Error>),
     /// An option asks for something that is not there.
     #[error("{0}")]
     Option(String),
