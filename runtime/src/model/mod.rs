@@ -5,6 +5,7 @@
 mod bytes;
 mod derived;
 pub mod file;
+mod float;
 mod graph;
 mod op;
 mod shape;

@@ -1,5 +1,6 @@
 //! Operators, named after ONNX, with their attributes as typed fields.
 
+use super::float;
 use serde::{Deserialize, Serialize};
 
 /// How a windowed operator pads its two spatial axes.
@@ -39,7 +40,7 @@ pub struct Window {
 #[serde(rename_all = "snake_case")]
 pub enum PadMode {
     /// A constant.
-    Constant(f32),
+    Constant(#[serde(with = "float")] f32),
     /// Mirrored without repeating the edge element.
     Reflect,
     /// The edge element.
@@ -79,8 +80,10 @@ pub enum Op {
     /// `x` limited to `[min, max]`.
     Clip {
         /// Lower limit, if any.
+        #[serde(default, with = "float::option")]
         min: Option<f32>,
         /// Upper limit, if any.
+        #[serde(default, with = "float::option")]
         max: Option<f32>,
     },
     /// `max(0, min(1, alpha * x + beta))`.

@@ -1,6 +1,6 @@
 //! Shape inference. Symbolic dimensions pass through; arithmetic on them asks for a binding.
 
-use super::{Dim, Graph, Node, Op, Padding, Symbols, Weights, Window};
+use super::{Dim, Graph, Op, Padding, Symbols, Weights, Window};
 use crate::{Error, Result};
 use std::collections::HashMap;
 
@@ -10,11 +10,19 @@ pub type Shapes = HashMap<String, Vec<Dim>>;
 /// The most elements that a value may have; larger shapes are refused before anything is allocated.
 const MAX_ELEMENTS: usize = 1 << 40;
 
+/// The most axes that a value may have.
+const MAX_RANK: usize = 64;
+
 /// Infers the shape of every value. Symbols in `symbols` are replaced; others stay symbolic.
 pub fn infer_shapes(graph: &Graph, weights: &Weights, symbols: &Symbols) -> Result<Shapes> {
     let mut shapes = Shapes::new();
     for (name, weight) in weights {
-        shapes.insert(name.clone(), fixed(weight.shape()));
+        let shape = fixed(weight.shape());
+        check_size(&shape).map_err(|what| Error::Weight {
+            weight: name.clone(),
+            what,
+        })?;
+        shapes.insert(name.clone(), shape);
     }
     for input in &graph.inputs {
         let shape: Vec<Dim> = input
@@ -25,6 +33,10 @@ pub fn infer_shapes(graph: &Graph, weights: &Weights, symbols: &Symbols) -> Resu
                 fixed => fixed.clone(),
             })
             .collect();
+        check_size(&shape).map_err(|what| Error::Graph {
+            graph: graph.name.clone(),
+            what: format!("input `{}`: {what}", input.name),
+        })?;
         shapes.insert(input.name.clone(), shape);
     }
     for node in &graph.nodes {
@@ -36,8 +48,9 @@ pub fn infer_shapes(graph: &Graph, weights: &Weights, symbols: &Symbols) -> Resu
                 None => return Err(Error::node(node, format!("`{name}` has no shape"))),
             });
         }
-        let shape = node_shape(&node.op, &inputs).map_err(|what| Error::node(node, what))?;
-        check_size(node, &shape)?;
+        let shape = node_shape(&node.op, &inputs)
+            .and_then(|shape| check_size(&shape).map(|()| shape))
+            .map_err(|what| Error::node(node, what))?;
         shapes.insert(node.output.clone(), shape);
     }
     Ok(shapes)
@@ -142,7 +155,7 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
         Op::Concat { axis } => {
             let axis = axis_index(*axis, x.len())?;
             let mut out = x.to_vec();
-            let mut total = 0;
+            let mut total = 0usize;
             for i in 0..inputs.len() {
                 let part = need(i)?;
                 let fits = part.len() == x.len()
@@ -158,7 +171,7 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
                         show(x)
                     ));
                 }
-                total += size(&part[axis])?;
+                total = total.saturating_add(size(&part[axis])?);
             }
             out[axis] = Dim::Fixed(total);
             Ok(out)
@@ -229,6 +242,9 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
         }
         Op::Unsqueeze { axes } => {
             let rank = x.len() + axes.len();
+            if rank > MAX_RANK {
+                return Err(format!("{rank} axes, the limit is {MAX_RANK}"));
+            }
             let axes = axis_set(axes, rank)?;
             let mut rest = x.iter();
             Ok((0..rank)
@@ -265,7 +281,7 @@ fn conv(
     let [n, c, h, w] = four(x)?;
     let [o, ci, kh, kw] = four(weight).map_err(|e| format!("weight: {e}"))?;
     let (c, o_size, ci) = (size(&c)?, size(&o)?, size(&ci)?);
-    if groups == 0 || c != ci * groups || o_size % groups != 0 {
+    if groups == 0 || ci.checked_mul(groups) != Some(c) || o_size % groups != 0 {
         return Err(format!(
             "{c} channels and weight {} do not fit {groups} groups",
             show(weight)
@@ -569,15 +585,17 @@ fn show(shape: &[Dim]) -> String {
     format!("[{}]", dims.join(", "))
 }
 
-fn check_size(node: &Node, shape: &[Dim]) -> Result<()> {
-    let (n, _) = monomial(shape).map_err(|what| Error::node(node, what))?;
-    if n > MAX_ELEMENTS {
-        return Err(Error::node(
-            node,
-            format!(
-                "an output of shape {} is beyond {MAX_ELEMENTS} elements",
-                show(shape)
-            ),
+/// Bounds axes, sizes and elements, so that later arithmetic on them cannot overflow.
+fn check_size(shape: &[Dim]) -> Result<(), String> {
+    if shape.len() > MAX_RANK {
+        return Err(format!("{} axes, the limit is {MAX_RANK}", shape.len()));
+    }
+    let oversized = |d: &Dim| matches!(d, Dim::Fixed(n) if *n > MAX_ELEMENTS);
+    let elements = monomial(shape).map_or(usize::MAX, |(n, _)| n);
+    if elements > MAX_ELEMENTS || shape.iter().any(oversized) {
+        return Err(format!(
+            "shape {} is beyond {MAX_ELEMENTS} elements",
+            show(shape)
         ));
     }
     Ok(())
