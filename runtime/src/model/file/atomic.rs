@@ -81,9 +81,14 @@ pub(super) fn replace(
     fs::rename(&temporary.path, &place).map_err(io("rename to"))?;
     temporary.keep = true;
     if cfg!(unix) {
-        File::open(folder)
-            .and_then(|f| f.sync_all())
-            .map_err(io("sync the folder of"))?;
+        use std::io::ErrorKind::{InvalidInput, Unsupported};
+        match File::open(folder).and_then(|f| f.sync_all()) {
+            // Some file systems cannot sync a folder.
+            Err(e) if !matches!(e.kind(), InvalidInput | Unsupported) => {
+                return Err(io("sync the folder of")(e));
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
