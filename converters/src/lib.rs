@@ -19,13 +19,16 @@
 mod arch;
 mod error;
 mod format;
+mod onnx;
 mod safetensors;
 mod source;
+mod strided;
 mod torch;
 
 pub use arch::architectures;
 pub use error::{Error, Result};
 pub use format::Format;
+pub use onnx::supported_ops;
 
 use lacuna::Model;
 use lacuna::model::{Dim, Weights};
@@ -73,10 +76,7 @@ pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
                 source,
             })
         }
-        Format::Onnx => Err(Error::Format {
-            path: path.to_path_buf(),
-            what: "ONNX is not read yet".into(),
-        }),
+        Format::Onnx => onnx::read(&Source::open(path)?, options),
         _ => {
             let source = Source::open(path)?;
             let tensors = read_state_dict(format, &source)?;
