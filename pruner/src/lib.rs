@@ -1,1 +1,42 @@
-//! lacuna-prune
+//! Prunes models for the Lacuna runtime.
+//!
+//! A run is a [`Recipe`]: an [`Allocator`] decides how many weights each layer loses, a [`Solver`]
+//! decides which, and a [`Refiner`] may mend what is left. The recipe is a small TOML file; the
+//! same recipe on the same model gives the same bytes, and its hash travels in the file.
+//!
+//! ```
+//! use lacuna_prune::Recipe;
+//! # fn main() -> Result<(), lacuna_prune::Error> {
+//! let recipe = Recipe::from_toml("schema = 1\nsparsity = 0.9\nallocator = \"global-magnitude\"")?;
+//! # let graph = lacuna::model::Graph::default();
+//! # let _ = graph;
+//! assert_eq!(recipe.hash().len(), 64);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Recipe::plan`] says what would happen, [`Recipe::run`] does it, [`save`] writes the result,
+//! reopens it and counts its zeros. [`report`] describes models, [`data`] reads labelled images
+//! and [`eval`] measures accuracy on them.
+
+#![forbid(unsafe_code)]
+
+pub mod allocator;
+mod error;
+mod layer;
+pub mod plan;
+mod recipe;
+mod refiner;
+pub mod report;
+mod select;
+mod solver;
+mod write;
+
+pub use allocator::{Allocation, Allocator, Budget, FloorMode, Ties};
+pub use error::{Error, Result};
+pub use layer::Layer;
+pub use plan::{Plan, PlannedLayer};
+pub use recipe::{AllocatorName, Floor, Pruned, Recipe, RefinerName, SolverName};
+pub use refiner::Refiner;
+pub use solver::{MagnitudeSolver, Solver};
+pub use write::{export_dense, save};

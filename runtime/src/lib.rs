@@ -15,12 +15,20 @@
 //! Floors, from the ground up, each importing only those below it: [`model`] (pure data and the
 //! file), `kernels` (compute), [`plan`] (model and device to steps), [`session`] (what an app sees).
 
+#[cfg(feature = "candle")]
+pub mod candle;
 mod error;
+mod kernels;
 pub mod model;
+pub mod plan;
 pub mod session;
 mod tensor;
 
+#[cfg(feature = "candle")]
+pub use candle::nn;
 pub use error::{Error, Result};
+pub use kernels::cpu::{ISA_VARIABLE, Isa};
 pub use model::{Model, Weight};
+pub use plan::{Memory, Residency, StepInfo};
 pub use session::{Session, SessionOptions};
 pub use tensor::{DType, Tensor, TensorView, TensorViewMut};

@@ -1,6 +1,9 @@
 //! The model as data: graph, operators, weights, shapes, and the file. Nothing here computes.
 
+#![deny(unsafe_code)]
+
 mod bytes;
+mod derived;
 pub mod file;
 mod graph;
 mod op;
@@ -8,9 +11,11 @@ mod shape;
 mod weight;
 
 pub use bytes::Bytes;
+pub(crate) use derived::Derived;
 pub use graph::{Dim, Graph, Input, Node, Symbols};
 pub use op::{Op, PadMode, Padding, Window};
 pub use shape::{Shapes, infer_shapes, padding_for};
+pub(crate) use shape::{axis_index, axis_set, slice_range};
 pub use weight::{Bitmask, Encoding, Weight};
 
 use crate::{Error, Result};
@@ -31,6 +36,7 @@ pub struct Model {
     /// Short keys of the file: where the model came from and how it was made.
     pub metadata: Metadata,
     path: Option<PathBuf>,
+    derived: Derived,
 }
 
 /// The short keys that a file carries about its making.
@@ -54,6 +60,7 @@ impl Model {
             tokenizer: None,
             metadata: Metadata::default(),
             path: None,
+            derived: Derived::default(),
         })
     }
 
@@ -82,6 +89,11 @@ impl Model {
         self.path.as_deref()
     }
 
+    /// What was made from the weights and is shared by every session of this model.
+    pub(crate) fn derived(&self) -> &Derived {
+        &self.derived
+    }
+
     pub(crate) fn set_path(&mut self, path: &Path) {
         self.path = Some(path.to_path_buf());
     }
@@ -104,6 +116,7 @@ impl Model {
             )));
         }
         *slot = weight;
+        self.derived = Derived::default();
         Ok(())
     }
 
@@ -127,6 +140,7 @@ impl Model {
     /// in the bitmask encoding, and every other weight dense.
     pub fn encoded(&self) -> Model {
         let mut model = self.clone();
+        model.derived = Derived::default();
         let names: Vec<String> = self.prunable().iter().map(|(n, _)| n.to_string()).collect();
         for name in names {
             let dense = self.weights[&name].decode();
@@ -142,6 +156,7 @@ impl Model {
     /// The same model with every weight dense.
     pub fn decoded(&self) -> Model {
         let mut model = self.clone();
+        model.derived = Derived::default();
         for weight in model.weights.values_mut() {
             *weight = weight.decode();
         }

@@ -1,0 +1,134 @@
+//! Labelled images to measure accuracy on: folders, IDX files, safetensors.
+
+mod folder;
+mod idx;
+mod preprocess;
+mod tensors;
+
+pub use folder::Folder;
+pub use idx::Idx;
+pub use preprocess::{Preprocess, Preset};
+pub use tensors::Tensors;
+
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// An image of 8 bits per channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// 1 (grey) or 3 (red, green, blue).
+    pub channels: usize,
+    /// `height * width * channels` bytes, the channels of a pixel side by side.
+    pub pixels: Vec<u8>,
+}
+
+/// Labelled images, in an order that does not change.
+pub trait Dataset: Send + Sync {
+    /// What it is, for reports: where it came from, its split, its size.
+    fn describe(&self) -> String;
+
+    /// The number of images.
+    fn len(&self) -> usize;
+
+    /// Whether there is no image.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The class of image `index`, less than [`Dataset::len`].
+    fn label(&self, index: usize) -> usize;
+
+    /// Reads image `index`, less than [`Dataset::len`].
+    fn image(&self, index: usize) -> Result<Image>;
+
+    /// Where image `index` comes from, for errors.
+    fn origin(&self, index: usize) -> String;
+}
+
+/// Opens a data set of any kind that this crate reads:
+///
+/// - a folder of images, or a glob over image files (see [`Folder`]);
+/// - an IDX image file, or a folder with IDX files (see [`Idx`]);
+/// - a safetensors file of images or JPEG bytes, and labels (see [`Tensors`]).
+///
+/// `split` is "test" or "train" where the source holds both.
+pub fn open(path: &Path, split: &str) -> Result<Box<dyn Dataset>> {
+    let refuse = |what: &str| Error::Data {
+        path: path.to_owned(),
+        what: what.to_owned(),
+    };
+    let name = path.to_string_lossy();
+    if path.is_dir() {
+        return Ok(match idx::images_in(path, split)? {
+            Some(images) => Box::new(Idx::open(&images)?),
+            None => Box::new(Folder::open(path)?),
+        });
+    }
+    if !path.exists() {
+        if name.contains(['*', '?', '[']) {
+            return Ok(Box::new(Folder::glob(&name)?));
+        }
+        return Err(refuse("no such file or folder"));
+    }
+    if name.ends_with(".safetensors") {
+        Ok(Box::new(Tensors::open(path, split)?))
+    } else if name.contains("idx3-ubyte") {
+        Ok(Box::new(Idx::open(path)?))
+    } else {
+        Err(refuse(
+            "not a data set: give a folder of images, a quoted glob over images, \
+             an idx3-ubyte file (raw or .gz), or a .safetensors of images and labels",
+        ))
+    }
+}
+
+/// Decodes a JPEG or PNG of at most 16,384 pixels a side.
+fn decode(bytes: &[u8]) -> Result<Image, String> {
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(1 << 14);
+    limits.max_image_height = Some(1 << 14);
+    let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes));
+    reader.limits(limits);
+    let decoded = reader
+        .with_guessed_format()
+        .map_err(|e| e.to_string())?
+        .decode()
+        .map_err(|e| e.to_string())?;
+    let (width, height) = (decoded.width() as usize, decoded.height() as usize);
+    let (channels, pixels) = match decoded.color().has_color() {
+        true => (3, decoded.into_rgb8().into_raw()),
+        false => (1, decoded.into_luma8().into_raw()),
+    };
+    Ok(Image {
+        height,
+        width,
+        channels,
+        pixels,
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        action: "read",
+        source,
+    })
+}
+
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let io = |source| Error::Io {
+        path: folder.to_owned(),
+        action: "read",
+        source,
+    };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        paths.push(entry.map_err(io)?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}

@@ -1,0 +1,158 @@
+//! Accuracy of a classifier on labelled images.
+
+use crate::data::{Dataset, Preprocess, Preset};
+use crate::{Error, Result};
+use lacuna::model::{Dim, Symbols};
+use lacuna::{Model, Session, SessionOptions, Tensor, TensorView, TensorViewMut};
+use rayon::prelude::*;
+use serde::Serialize;
+
+/// How a model is evaluated.
+#[derive(Clone, Debug, Default)]
+pub struct EvalOptions {
+    /// Images per run, where the model's batch is symbolic; 0 means 8.
+    pub batch: usize,
+    /// Use only so many images, spread evenly over the data set.
+    pub limit: Option<usize>,
+    /// Threads of a run; 0 takes every core.
+    pub threads: usize,
+    /// The instruction set of the session; `None` takes the best.
+    pub isa: Option<String>,
+    /// Run every weight dense.
+    pub dense: bool,
+    /// Preprocessing to start from; `None` chooses by the input's shape.
+    pub preset: Option<Preset>,
+    /// Means instead of the preset's.
+    pub mean: Option<Vec<f32>>,
+    /// Standard deviations instead of the preset's.
+    pub std: Option<Vec<f32>>,
+    /// Resize every image's shorter side to this, then crop the centre.
+    pub size: Option<usize>,
+}
+
+/// What an evaluation found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Accuracy {
+    /// Images evaluated.
+    pub samples: usize,
+    /// Images whose label has the largest output.
+    pub top1_correct: usize,
+    /// Images whose label is among the five largest outputs.
+    pub top5_correct: usize,
+    /// `top1_correct / samples`.
+    pub top1: f64,
+    /// `top5_correct / samples`.
+    pub top5: f64,
+    /// Outputs of the model.
+    pub classes: usize,
+    /// The data set, in words.
+    pub data: String,
+    /// What happened to the images.
+    pub preprocess: Preprocess,
+    /// The instruction set that ran.
+    pub isa: String,
+    /// Images per run.
+    pub batch: usize,
+}
+
+/// Runs `model` on `data` and counts. `progress` is called with images done and images in all.
+///
+/// The model has one input `[N, C, H, W]`; its first output holds one number per class. Of equal
+/// outputs the one of the lower class counts as larger.
+pub fn evaluate(
+    model: &Model,
+    data: &dyn Dataset,
+    options: &EvalOptions,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Accuracy> {
+    let refuse = |what: String| Err(Error::Evaluation(what));
+    let [input] = model.graph().inputs.as_slice() else {
+        return refuse(format!(
+            "the model has {} inputs; images need exactly one",
+            model.graph().inputs.len()
+        ));
+    };
+    let mut symbols = Symbols::new();
+    if let Some(Dim::Symbol(batch)) = input.shape.first() {
+        let size = if options.batch == 0 { 8 } else { options.batch };
+        symbols.insert(batch.clone(), size.min(data.len().max(1)));
+    }
+    let mut session = Session::new(
+        model,
+        SessionOptions {
+            threads: options.threads,
+            isa: options.isa.clone(),
+            dense: options.dense,
+            symbols: crate::report::bind(model, &symbols),
+        },
+    )?;
+    let (Some((name, shape)), Some((_, output))) =
+        (session.inputs().first().cloned(), session.outputs().first())
+    else {
+        return refuse("the model has no input or no output".into());
+    };
+    let [batch, channels, height, width] = shape[..] else {
+        return refuse(format!("input `{name}` has shape {shape:?}, not [N, C, H, W]"));
+    };
+    let outputs: usize = output.iter().product();
+    if batch == 0 || outputs == 0 || !outputs.is_multiple_of(batch) {
+        return refuse(format!("an output of shape {output:?} for {batch} images"));
+    }
+    let classes = outputs / batch;
+    let preprocess = preprocess(options, [channels, height, width])?;
+
+    let count = options.limit.map_or(data.len(), |n| n.min(data.len()));
+    if count == 0 {
+        return refuse(format!("nothing to evaluate: {}", data.describe()));
+    }
+    let indices: Vec<usize> = (0..count).map(|i| i * data.len() / count).collect();
+    if let Some(&i) = indices.iter().find(|&&i| data.label(i) >= classes) {
+        return Err(Error::Label {
+            sample: data.origin(i),
+            label: data.label(i),
+            classes,
+        });
+    }
+
+    let size = channels * height * width;
+    let mut images = vec![0.0f32; batch * size];
+    let shapes: Vec<Vec<usize>> = session.outputs().iter().map(|o| o.1.clone()).collect();
+    let mut results: Vec<Tensor> = shapes.iter().map(|s| Tensor::zeros(s)).collect();
+    let (mut top1, mut top5) = (0, 0);
+    for chunk in indices.chunks(batch) {
+        // A last, smaller chunk leaves earlier images behind it; their outputs are not read.
+        (chunk.par_iter().zip(images.par_chunks_mut(size))).try_for_each(|(&i, to)| {
+            let image = data.image(i)?;
+            preprocess.apply(&image, to).map_err(|what| Error::Data {
+                path: data.origin(i).into(),
+                what,
+            })
+        })?;
+        let mut views: Vec<TensorViewMut<'_>> = (results.iter_mut().zip(&shapes))
+            .map(|(t, s)| TensorViewMut::f32(s, &mut t.data))
+            .collect();
+        session.run_into(&[TensorView::f32(&shape, &images)], &mut views)?;
+        drop(views);
+        for (&i, scores) in chunk.iter().zip(results[0].data.chunks_exact(classes)) {
+            if let Some(class) = scores.iter().position(|s| s.is_nan()) {
+                return refuse(format!("output {class} is NaN for {}", data.origin(i)));
+            }
+            let rank = rank(scores, data.label(i));
+            top1 += usize::from(rank < 1);
+            top5 += usize::from(rank < 5);
+        }
+        progress(chunk.last().map_or(0, |_| top_index(&indices, chunk)), count);
+    }
+    Ok(Accuracy {
+        samples: count,
+        top1_correct: top1,
+        top5_correct: top5,
+        top1: top1 as f64 / count as f64,
+        top5: top5 as f64 / count as f64,
+        classes,
+        data: data.describe(),
+        preprocess,
+        isa: session.isa().to_owned(),
+        batch,
+    })
+}

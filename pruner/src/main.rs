@@ -1,0 +1,3 @@
+//! The `prune` command.
+
+fn main() {}

@@ -1,0 +1,142 @@
+//! What a run will do, layer by layer, before anything is changed.
+
+use crate::{Allocator, Budget, FloorMode, Layer, Refiner, Result, Solver, Ties};
+use lacuna::{Model, Weight};
+use rayon::prelude::*;
+use serde::Serialize;
+
+/// What a run will do.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// The allocator.
+    pub allocator: &'static str,
+    /// The sparsity asked for, over the layers below.
+    pub target: f64,
+    /// Weights of the layers below.
+    pub total: usize,
+    /// Weights that are zero already.
+    pub zeros_before: usize,
+    /// Weights that will be zero.
+    pub zeros_after: usize,
+    /// The floor: weights that each layer keeps at least, 0 for none.
+    pub sigma: usize,
+    /// How the floor is kept.
+    pub floor: FloorMode,
+    /// What happens to equal magnitudes.
+    pub ties: Ties,
+    /// The one magnitude below which weights go, where the method has one.
+    pub threshold: Option<f32>,
+    /// The layers, in graph order.
+    pub layers: Vec<PlannedLayer>,
+}
+
+/// What will happen to one layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlannedLayer {
+    /// The weight's name.
+    pub weight: String,
+    /// The node that reads it.
+    pub node: String,
+    /// The node's operator.
+    pub op: &'static str,
+    /// The weight's shape.
+    pub shape: Vec<usize>,
+    /// Elements of the weight.
+    pub size: usize,
+    /// Elements that are zero already.
+    pub zeros_before: usize,
+    /// Elements that will be zero.
+    pub zeros_after: usize,
+    /// Elements that the allocator takes; those that are zero already count first.
+    pub remove: usize,
+    /// Whether the floor kept weights that would have gone.
+    pub floored: bool,
+}
+
+impl PlannedLayer {
+    /// The share of elements that will be zero.
+    pub fn sparsity(&self) -> f64 {
+        self.zeros_after as f64 / self.size.max(1) as f64
+    }
+
+    /// Whether nothing of the layer will be left.
+    pub fn is_empty(&self) -> bool {
+        self.size > 0 && self.zeros_after == self.size
+    }
+}
+
+impl Plan {
+    /// Plans the allocation of `sparsity` over `layers`.
+    pub(crate) fn new(
+        layers: &[Layer<'_>],
+        allocator: &dyn Allocator,
+        budget: &Budget,
+    ) -> Result<Plan> {
+        let allocation = allocator.allocate(layers, budget)?;
+        let planned: Vec<PlannedLayer> = layers
+            .iter()
+            .zip(allocation.remove.iter().zip(&allocation.floored))
+            .map(|(layer, (&remove, &floored))| PlannedLayer {
+                weight: layer.name.to_owned(),
+                node: layer.node.name.clone(),
+                op: layer.node.op.name(),
+                shape: layer.weight.shape().to_vec(),
+                size: layer.numel(),
+                zeros_before: layer.zeros,
+                zeros_after: layer.zeros.max(remove),
+                remove,
+                floored,
+            })
+            .collect();
+        Ok(Plan {
+            allocator: allocator.name(),
+            target: budget.sparsity,
+            total: budget.total,
+            zeros_before: planned.iter().map(|l| l.zeros_before).sum(),
+            zeros_after: planned.iter().map(|l| l.zeros_after).sum(),
+            sigma: budget.sigma,
+            floor: budget.floor,
+            ties: budget.ties,
+            threshold: allocation.threshold,
+            layers: planned,
+        })
+    }
+
+    /// The share of the layers' weights that will be zero.
+    pub fn sparsity(&self) -> f64 {
+        self.zeros_after as f64 / self.total.max(1) as f64
+    }
+
+    /// The layers whose floor kept weights that would have gone.
+    pub fn floored(&self) -> impl Iterator<Item = &PlannedLayer> {
+        self.layers.iter().filter(|l| l.floored)
+    }
+
+    /// The layers of which nothing will be left: with no path around them the model is dead.
+    pub fn emptied(&self) -> impl Iterator<Item = &PlannedLayer> {
+        self.layers.iter().filter(|l| l.is_empty())
+    }
+
+    /// Carries the plan out on the model that it was made for.
+    pub(crate) fn apply(
+        &self,
+        model: &Model,
+        layers: &[Layer<'_>],
+        solver: &dyn Solver,
+        refiner: Option<&dyn Refiner>,
+    ) -> Result<Model> {
+        let solved: Result<Vec<(&str, Weight)>> = layers
+            .par_iter()
+            .zip(&self.layers)
+            .map(|(layer, planned)| Ok((layer.name, solver.solve(layer, planned.remove)?)))
+            .collect();
+        let mut pruned = model.clone();
+        for (name, weight) in solved? {
+            pruned.set_weight(name, weight)?;
+        }
+        match refiner {
+            Some(refiner) => refiner.refine(model, pruned, self),
+            None => Ok(pruned),
+        }
+    }
+}

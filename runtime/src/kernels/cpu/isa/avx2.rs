@@ -1,0 +1,157 @@
+//! AVX2 with FMA: a vector is two `ymm`.
+
+use crate::kernels::cpu::simd::{LANES, Simd, first};
+use std::arch::x86_64::*;
+
+/// The AVX2+FMA token.
+#[derive(Clone, Copy)]
+pub struct Avx2;
+
+#[inline(always)]
+unsafe fn lane_mask(bits: u8) -> __m256i {
+    // SAFETY: the caller runs with AVX2.
+    unsafe {
+        let bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        let bits = _mm256_set1_epi32(i32::from(bits));
+        _mm256_cmpeq_epi32(_mm256_and_si256(bits, bit), bit)
+    }
+}
+
+/// Lane indices that expand a packed prefix to the set bits of a byte.
+static EXPAND: [[i32; 8]; 256] = {
+    let mut table = [[0i32; 8]; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        let (mut lane, mut next) = (0, 0);
+        while lane < 8 {
+            if bits >> lane & 1 == 1 {
+                table[bits][lane] = next;
+                next += 1;
+            }
+            lane += 1;
+        }
+        bits += 1;
+    }
+    table
+};
+
+#[inline(always)]
+unsafe fn expand8(p: *const f32, bits: u8) -> __m256 {
+    // SAFETY: as `Simd::expand`, for eight lanes.
+    unsafe {
+        let count = first(bits.count_ones() as usize) as u8;
+        let packed = _mm256_maskload_ps(p, lane_mask(count));
+        let index = _mm256_loadu_si256(EXPAND[bits as usize].as_ptr().cast());
+        let spread = _mm256_permutevar8x32_ps(packed, index);
+        _mm256_and_ps(spread, _mm256_castsi256_ps(lane_mask(bits)))
+    }
+}
+
+#[inline(always)]
+unsafe fn even8(p: *const f32, n: usize) -> __m256 {
+    // SAFETY: as `Simd::load_even`, for eight lanes.
+    unsafe {
+        let read = (2 * n.min(8)).saturating_sub(1);
+        let bits = first(read);
+        let low = _mm256_maskload_ps(p, lane_mask(bits as u8));
+        let high = _mm256_maskload_ps(p.wrapping_add(8), lane_mask((bits >> 8) as u8));
+        let pairs = _mm256_shuffle_ps(low, high, 0b10_00_10_00);
+        let ordered = _mm256_permute4x64_pd(_mm256_castps_pd(pairs), 0b11_01_10_00);
+        let keep = lane_mask(first(n.min(8)) as u8);
+        _mm256_and_ps(_mm256_castpd_ps(ordered), _mm256_castsi256_ps(keep))
+    }
+}
+
+type V = (__m256, __m256);
+
+// SAFETY: pairs of intrinsics with the memory behaviour that `Simd` asks for; masked-off lanes
+// are neither read nor written.
+unsafe impl Simd for Avx2 {
+    type V = V;
+    const MR: usize = 6;
+    const NV: usize = 1;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> V {
+        unsafe { (_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> V {
+        unsafe { (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn load_mask(p: *const f32, mask: u16) -> V {
+        unsafe {
+            (
+                _mm256_maskload_ps(p, lane_mask(mask as u8)),
+                _mm256_maskload_ps(p.wrapping_add(8), lane_mask((mask >> 8) as u8)),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_even(p: *const f32, n: usize) -> V {
+        unsafe {
+            let high = even8(p.wrapping_add(LANES), n.saturating_sub(8));
+            (even8(p, n), high)
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: V) {
+        unsafe {
+            _mm256_storeu_ps(p, v.0);
+            _mm256_storeu_ps(p.add(8), v.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_mask(p: *mut f32, v: V, mask: u16) {
+        unsafe {
+            _mm256_maskstore_ps(p, lane_mask(mask as u8), v.0);
+            _mm256_maskstore_ps(p.wrapping_add(8), lane_mask((mask >> 8) as u8), v.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: V, b: V, c: V) -> V {
+        unsafe {
+            (
+                _mm256_fmadd_ps(a.0, b.0, c.0),
+                _mm256_fmadd_ps(a.1, b.1, c.1),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: V, b: V) -> V {
+        unsafe { (_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: V, b: V) -> V {
+        unsafe { (_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: V, b: V) -> V {
+        unsafe { (_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: V, b: V) -> V {
+        unsafe { (_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: V) -> f32 {
+        unsafe {
+            let eight = _mm256_add_ps(v.0, v.1);
+            let four = _mm_add_ps(
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps(eight, 1),
+            );
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn expand(p: *const f32, mask: u16) -> V {
+        unsafe {
+            let low = mask as u8;
+            let rest = p.add(low.count_ones() as usize);
+            (expand8(p, low), expand8(rest, (mask >> 8) as u8))
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Instruction sets: detection, choice, and the entry that enables each.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use super::simd::Simd;
+use super::{Io, Kernel};
+use std::fmt;
+use std::sync::OnceLock;
+
+/// The environment variable that names the instruction set to use.
+pub const ISA_VARIABLE: &str = "LACUNA_ISA";
+
+/// An instruction set that kernels are built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Portable code.
+    Scalar,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, VL, BW and DQ.
+    Avx512,
+}
+
+impl Isa {
+    /// Every instruction set, slowest first.
+    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+
+    /// Its name in kernel names, options and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether this CPU and build have it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("popcnt")
+                    && is_x86_feature_detected!("bmi1")
+                    && is_x86_feature_detected!("bmi2")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// The instruction sets of this CPU, slowest first.
+    pub fn available() -> Vec<Isa> {
+        Isa::ALL.into_iter().filter(|i| i.is_available()).collect()
+    }
+
+    /// The instruction set named `name`, or the reason why it cannot be had.
+    pub fn parse(name: &str) -> Result<Isa, String> {
+        let names = |list: &[Isa]| list.iter().map(|i| i.name()).collect::<Vec<_>>().join(", ");
+        let isa = Isa::ALL
+            .into_iter()
+            .find(|i| i.name() == name)
+            .ok_or_else(|| {
+                format!(
+                    "unknown instruction set `{name}`; known: {}",
+                    names(&Isa::ALL)
+                )
+            })?;
+        match isa.is_available() {
+            true => Ok(isa),
+            false => Err(format!(
+                "this CPU has no {name}; it has {}",
+                names(&Isa::available())
+            )),
+        }
+    }
+
+    /// The best instruction set of this CPU, or the one that `LACUNA_ISA` names. Detected once.
+    pub fn detect() -> Result<Isa, String> {
+        static DETECTED: OnceLock<Result<Isa, String>> = OnceLock::new();
+        DETECTED
+            .get_or_init(|| match std::env::var(ISA_VARIABLE) {
+                Ok(name) => Isa::parse(&name).map_err(|e| format!("{ISA_VARIABLE}: {e}")),
+                Err(_) => Ok(Isa::available().pop().unwrap_or(Isa::Scalar)),
+            })
+            .clone()
+    }
+
+    /// Rows of the dense panel kernel's register tile.
+    pub fn dense_rows(self) -> usize {
+        match self {
+            Isa::Scalar => scalar::Scalar::MR,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::Avx2::MR,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::Avx512::MR,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => scalar::Scalar::MR,
+        }
+    }
+
+    /// Runs a kernel with these instructions.
+    ///
+    /// # Safety
+    /// The instruction set [is available](Isa::is_available); otherwise as [`Kernel::run`].
+    pub(crate) unsafe fn run(self, kernel: &Kernel, io: &Io<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Isa::Scalar => kernel.run::<scalar::Scalar>(io),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => run_avx2(kernel, io),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => run_avx512(kernel, io),
+                #[cfg(not(target_arch = "x86_64"))]
+                _ => kernel.run::<scalar::Scalar>(io),
+            }
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,popcnt,bmi1,bmi2")]
+unsafe fn run_avx2(kernel: &Kernel, io: &Io<'_>) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe { kernel.run::<avx2::Avx2>(io) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,popcnt,bmi1,bmi2")]
+unsafe fn run_avx512(kernel: &Kernel, io: &Io<'_>) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe { kernel.run::<avx512::Avx512>(io) }
+}

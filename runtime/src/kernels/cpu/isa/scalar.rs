@@ -1,0 +1,106 @@
+//! Portable code, compiled everywhere: the oracle of the other instruction sets.
+
+use crate::kernels::cpu::simd::{LANES, Simd};
+
+/// Sixteen f32 in an array.
+#[derive(Clone, Copy)]
+pub struct Scalar;
+
+type V = [f32; LANES];
+
+#[inline(always)]
+fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+// SAFETY: plain Rust; pointers are read and written only in the lanes of the mask.
+unsafe impl Simd for Scalar {
+    type V = V;
+    const MR: usize = 4;
+    const NV: usize = 1;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> V {
+        // SAFETY: the caller gives 16 readable elements.
+        unsafe { p.cast::<V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_mask(p: *const f32, mask: u16) -> V {
+        std::array::from_fn(|i| {
+            if mask >> i & 1 == 1 {
+                // SAFETY: the caller gives readable elements where the mask is set.
+                unsafe { p.wrapping_add(i).read_unaligned() }
+            } else {
+                0.0
+            }
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_even(p: *const f32, n: usize) -> V {
+        std::array::from_fn(|i| {
+            if i < n {
+                // SAFETY: the caller gives `2 * n - 1` readable elements.
+                unsafe { p.add(2 * i).read_unaligned() }
+            } else {
+                0.0
+            }
+        })
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: V) {
+        // SAFETY: the caller gives 16 writable elements.
+        unsafe { p.cast::<V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn store_mask(p: *mut f32, v: V, mask: u16) {
+        for (i, x) in v.into_iter().enumerate() {
+            if mask >> i & 1 == 1 {
+                // SAFETY: the caller gives writable elements where the mask is set.
+                unsafe { *p.wrapping_add(i) = x }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: V, b: V, c: V) -> V {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn add(a: V, b: V) -> V {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: V, b: V) -> V {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn max(a: V, b: V) -> V {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn min(a: V, b: V) -> V {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn sum(v: V) -> f32 {
+        v.iter().sum()
+    }
+    #[inline(always)]
+    unsafe fn expand(p: *const f32, mask: u16) -> V {
+        let mut next = p;
+        std::array::from_fn(|i| {
+            if mask >> i & 1 == 0 {
+                return 0.0;
+            }
+            // SAFETY: the caller gives one readable element for each set bit.
+            unsafe {
+                let x = next.read_unaligned();
+                next = next.add(1);
+                x
+            }
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! CPU kernels: written once over a SIMD token, run by a team of threads.
+
+pub mod conv;
+pub mod generic;
+mod isa;
+pub mod linear;
+mod panel;
+mod simd;
+pub mod team;
+pub mod weights;
+pub mod window;
+
+pub use isa::{ISA_VARIABLE, Isa};
+
+use simd::Simd;
+use team::Member;
+
+/// A planned kernel: everything but its buffers.
+#[derive(Debug)]
+pub enum Kernel {
+    /// Convolution, or a linear layer of many columns.
+    Conv(conv::Conv),
+    /// Depthwise convolution or pooling.
+    Window(window::Window),
+    /// A linear layer of few columns.
+    Linear(linear::Linear),
+    /// Everything else.
+    Generic(generic::Generic),
+}
+
+/// The buffers of one run of a kernel, and the thread's place in the team.
+pub struct Io<'a> {
+    /// The inputs.
+    pub inputs: &'a [*const f32],
+    /// The output.
+    pub out: *mut f32,
+    /// This thread's scratch.
+    pub scratch: *mut f32,
+    /// This thread.
+    pub member: &'a Member<'a>,
+}
+
+impl Kernel {
+    /// Scratch elements that each thread needs.
+    pub fn scratch_len(&self) -> usize {
+        match self {
+            Kernel::Conv(k) => k.scratch_len(),
+            Kernel::Window(k) => k.scratch_len(),
+            Kernel::Linear(_) | Kernel::Generic(_) => 0,
+        }
+    }
+
+    /// Runs one member's share.
+    ///
+    /// # Safety
+    /// The CPU has the features of `S`. Inputs, output and scratch have the sizes that the kernel was
+    /// planned for; the output overlaps an input only where the kernel reads each element before it
+    /// writes it; every member of the team calls this with the same buffers and its own scratch.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, io: &Io<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Kernel::Conv(k) => k.run::<S>(io),
+                Kernel::Window(k) => k.run::<S>(io),
+                Kernel::Linear(k) => k.run::<S>(io),
+                Kernel::Generic(k) => k.run(io),
+            }
+        }
+    }
+}
+
+/// Bytes of the first-level data cache; 32 KiB where the system does not tell.
+pub fn l1_bytes() -> usize {
+    static BYTES: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let text = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index0/size");
+        let kib = text
+            .ok()
+            .and_then(|t| t.trim().strip_suffix('K')?.parse::<usize>().ok());
+        kib.filter(|k| (8..=1024).contains(k)).unwrap_or(32) * 1024
+    })
+}

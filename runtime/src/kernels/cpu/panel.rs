@@ -1,0 +1,254 @@
+//! The panel kernels: rows of a weight matrix times a panel of activations `[chunk, 64]`.
+//!
+//! Dense and sparse weights share everything but this inner loop. A sparse row keeps up to 64
+//! columns in registers and walks its non-zeros; a dense row group keeps `MR x NV` vectors.
+
+use super::simd::{LANES, Simd};
+use super::weights::{DensePanels, IndexStream, PANEL};
+
+/// Where the sums of a tile come from and go to.
+pub(super) struct Tile<'a> {
+    /// Packed activations: `chunk` rows of [`PANEL`].
+    pub panel: *const f32,
+    /// Partial sums between chunks: `rows` of [`PANEL`].
+    pub partial: *mut f32,
+    /// One value per row, or empty.
+    pub bias: &'a [f32],
+    /// The output of row 0 at the tile's first column; row `r` is `r * stride` further.
+    pub out: *mut f32,
+    /// Added before the clamp, laid out as `out`; or null.
+    pub residual: *const f32,
+    /// Elements between output rows.
+    pub stride: usize,
+    /// Lanes of the tile's last vector that exist.
+    pub last_mask: u16,
+    /// Limits of the output.
+    pub clamp: (f32, f32),
+    /// This is the first chunk: sums start at the bias.
+    pub first: bool,
+    /// This is the last chunk: sums are finished and written out.
+    pub last: bool,
+}
+
+impl Tile<'_> {
+    #[inline(always)]
+    unsafe fn start<S: Simd, const Q: usize>(&self, row: usize, column: usize) -> [S::V; Q] {
+        // SAFETY: `partial` holds every row of the matrix.
+        unsafe {
+            if self.first {
+                let bias = if self.bias.is_empty() {
+                    0.0
+                } else {
+                    *self.bias.get_unchecked(row)
+                };
+                [S::splat(bias); Q]
+            } else {
+                let p = self.partial.add(row * PANEL + column);
+                std::array::from_fn(|q| S::load(p.add(q * LANES)))
+            }
+        }
+    }
+
+    /// `vectors` is the number of vectors of the whole tile: the last one is masked.
+    #[inline(always)]
+    unsafe fn finish<S: Simd, const Q: usize>(
+        &self,
+        row: usize,
+        column: usize,
+        vectors: usize,
+        sums: [S::V; Q],
+    ) {
+        // SAFETY: `partial` holds every row; `out` and `residual` hold the tile's columns.
+        unsafe {
+            if !self.last {
+                let p = self.partial.add(row * PANEL + column);
+                for (q, sum) in sums.into_iter().enumerate() {
+                    S::store(p.add(q * LANES), sum);
+                }
+                return;
+            }
+            let (low, high) = (S::splat(self.clamp.0), S::splat(self.clamp.1));
+            let at = row * self.stride + column;
+            for (q, mut sum) in sums.into_iter().enumerate() {
+                let offset = at + q * LANES;
+                let whole = column / LANES + q + 1 < vectors || self.last_mask == u16::MAX;
+                if !self.residual.is_null() {
+                    let r = self.residual.add(offset);
+                    let r = if whole {
+                        S::load(r)
+                    } else {
+                        S::load_mask(r, self.last_mask)
+                    };
+                    sum = S::add(sum, r);
+                }
+                sum = S::min(high, S::max(low, sum));
+                if whole {
+                    S::store(self.out.add(offset), sum);
+                } else {
+                    S::store_mask(self.out.add(offset), sum, self.last_mask);
+                }
+            }
+        }
+    }
+}
+
+/// One block and chunk of an index stream on a tile of `Q` vectors.
+///
+/// # Safety
+/// The CPU has the features of `S`; the pointers of `tile` hold what [`Tile`] says.
+#[inline(always)]
+pub(super) unsafe fn stream_rows<S: Simd, const Q: usize>(
+    weights: &IndexStream,
+    block: usize,
+    chunk: usize,
+    tile: &Tile<'_>,
+) {
+    let (rows, first) = weights.part(block, chunk);
+    // SAFETY: a part's counts sum to its non-zeros, and offsets lie within the panel.
+    unsafe {
+        let mut offset = weights.offsets.as_ptr().add(first);
+        let mut value = weights.values.as_ptr().add(first);
+        for &(row, count) in rows {
+            if count == 0 && !tile.first && !tile.last {
+                break;
+            }
+            let row = row as usize;
+            let mut sums = tile.start::<S, Q>(row, 0);
+            if Q <= 2 {
+                // Two sets of sums hide the latency that one or two vectors cannot.
+                let mut odd = [S::splat(0.0); Q];
+                for _ in 0..count / 2 {
+                    step::<S, Q>(tile.panel, *offset, *value, &mut sums);
+                    step::<S, Q>(tile.panel, *offset.add(1), *value.add(1), &mut odd);
+                    (offset, value) = (offset.add(2), value.add(2));
+                }
+                if count % 2 == 1 {
+                    step::<S, Q>(tile.panel, *offset, *value, &mut sums);
+                    (offset, value) = (offset.add(1), value.add(1));
+                }
+                for q in 0..Q {
+                    sums[q] = S::add(sums[q], odd[q]);
+                }
+            } else {
+                for _ in 0..count {
+                    step::<S, Q>(tile.panel, *offset, *value, &mut sums);
+                    (offset, value) = (offset.add(1), value.add(1));
+                }
+            }
+            tile.finish::<S, Q>(row, 0, Q, sums);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn step<S: Simd, const Q: usize>(
+    panel: *const f32,
+    offset: u16,
+    value: f32,
+    sums: &mut [S::V; Q],
+) {
+    // SAFETY: the offset names a row of the panel.
+    unsafe {
+        let p = panel.add(offset as usize);
+        let w = S::splat(value);
+        for (q, sum) in sums.iter_mut().enumerate() {
+            *sum = S::fma(w, S::load(p.add(q * LANES)), *sum);
+        }
+    }
+}
+
+/// One row group and chunk of dense weights on a tile of `vectors` vectors.
+///
+/// # Safety
+/// The CPU has the features of `S`; the pointers of `tile` hold what [`Tile`] says; the weights are
+/// packed in groups of `S::MR`.
+#[inline(always)]
+pub(super) unsafe fn dense_rows<S: Simd>(
+    weights: &DensePanels,
+    group: usize,
+    chunk: usize,
+    vectors: usize,
+    tile: &Tile<'_>,
+) {
+    let from = chunk * weights.chunk;
+    let depth = weights.chunk.min(weights.cols - from);
+    let rows = weights.group.min(weights.rows - group * weights.group);
+    debug_assert_eq!(weights.group, S::MR);
+    // SAFETY: the group lies within the packed values.
+    unsafe {
+        let w = weights
+            .values
+            .as_ptr()
+            .add((group * weights.cols + from) * weights.group);
+        let row = group * weights.group;
+        let mut v = 0;
+        while v < vectors {
+            let left = vectors - v;
+            let column = v * LANES;
+            match S::NV.min(left) {
+                4.. => dense_tile::<S, 4>(w, depth, row, rows, column, vectors, tile),
+                3 => dense_tile::<S, 3>(w, depth, row, rows, column, vectors, tile),
+                2 => dense_tile::<S, 2>(w, depth, row, rows, column, vectors, tile),
+                _ => dense_tile::<S, 1>(w, depth, row, rows, column, vectors, tile),
+            }
+            v += S::NV.min(left);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dense_tile<S: Simd, const Q: usize>(
+    w: *const f32,
+    depth: usize,
+    row: usize,
+    rows: usize,
+    column: usize,
+    vectors: usize,
+    tile: &Tile<'_>,
+) {
+    // SAFETY: as `dense_rows`.
+    unsafe {
+        match (S::MR, rows) {
+            (6, 6) => dense_block::<S, 6, Q, 6>(w, depth, row, column, vectors, tile),
+            (6, 5) => dense_block::<S, 5, Q, 6>(w, depth, row, column, vectors, tile),
+            (6, 4) => dense_block::<S, 4, Q, 6>(w, depth, row, column, vectors, tile),
+            (6, 3) => dense_block::<S, 3, Q, 6>(w, depth, row, column, vectors, tile),
+            (6, 2) => dense_block::<S, 2, Q, 6>(w, depth, row, column, vectors, tile),
+            (6, _) => dense_block::<S, 1, Q, 6>(w, depth, row, column, vectors, tile),
+            (_, 4) => dense_block::<S, 4, Q, 4>(w, depth, row, column, vectors, tile),
+            (_, 3) => dense_block::<S, 3, Q, 4>(w, depth, row, column, vectors, tile),
+            (_, 2) => dense_block::<S, 2, Q, 4>(w, depth, row, column, vectors, tile),
+            _ => dense_block::<S, 1, Q, 4>(w, depth, row, column, vectors, tile),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dense_block<S: Simd, const R: usize, const Q: usize, const STRIDE: usize>(
+    mut w: *const f32,
+    depth: usize,
+    row: usize,
+    column: usize,
+    vectors: usize,
+    tile: &Tile<'_>,
+) {
+    // SAFETY: as `dense_rows`.
+    unsafe {
+        let mut sums: [[S::V; Q]; R] = std::array::from_fn(|r| tile.start::<S, Q>(row + r, column));
+        let mut p = tile.panel.add(column);
+        for _ in 0..depth {
+            let x: [S::V; Q] = std::array::from_fn(|q| S::load(p.add(q * LANES)));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let w = S::splat(*w.add(r));
+                for q in 0..Q {
+                    sums[q] = S::fma(w, x[q], sums[q]);
+                }
+            }
+            p = p.add(PANEL);
+            w = w.add(STRIDE);
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            tile.finish::<S, Q>(row + r, column, vectors, sums);
+        }
+    }
+}

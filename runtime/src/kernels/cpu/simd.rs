@@ -1,0 +1,56 @@
+//! The SIMD layer: every instruction set is a token with the same operations on 16 f32.
+//!
+//! An algorithm is written once over [`Simd`]; what a register holds (one `zmm`, two `ymm`, an
+//! array) is the token's business. Methods are unsafe because the token alone does not prove that
+//! the CPU has the instructions: they are inlined into functions that enable them, which are
+//! called only behind detection.
+
+/// Lanes of a vector.
+pub const LANES: usize = 16;
+
+/// Operations on vectors of [`LANES`] f32.
+///
+/// # Safety
+/// Every method requires the CPU features of the implementing token. Pointer methods read or write
+/// exactly the lanes that their mask names (all 16 without a mask); no alignment is needed.
+pub unsafe trait Simd: Copy {
+    /// Sixteen f32.
+    type V: Copy;
+    /// Output rows of the dense panel kernel's register tile.
+    const MR: usize;
+    /// Vectors across the dense panel kernel's register tile.
+    const NV: usize;
+
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self::V;
+    /// Sixteen elements at `p`.
+    unsafe fn load(p: *const f32) -> Self::V;
+    /// The lanes in `mask`; others are 0.
+    unsafe fn load_mask(p: *const f32, mask: u16) -> Self::V;
+    /// Lane `i < n` is `p[2 * i]`; others are 0. Nothing behind `p[2 * n - 2]` is read.
+    unsafe fn load_even(p: *const f32, n: usize) -> Self::V;
+    /// Writes sixteen elements.
+    unsafe fn store(p: *mut f32, v: Self::V);
+    /// Writes the lanes in `mask`.
+    unsafe fn store_mask(p: *mut f32, v: Self::V, mask: u16);
+    /// `a * b + c`.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a + b`.
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`.
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// The larger of each lane; NaN where `b` is NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller of each lane; NaN where `b` is NaN.
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// The sum of the lanes.
+    unsafe fn sum(v: Self::V) -> f32;
+    /// Lane `i` in `mask` is the next element of `p`; others are 0. Reads `mask.count_ones()`.
+    unsafe fn expand(p: *const f32, mask: u16) -> Self::V;
+}
+
+/// The mask of the first `n` lanes; all for `n >= 16`.
+#[inline(always)]
+pub const fn first(n: usize) -> u16 {
+    if n >= LANES { u16::MAX } else { (1 << n) - 1 }
+}

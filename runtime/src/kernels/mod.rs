@@ -1,0 +1,3 @@
+//! Compute without knowledge of models.
+
+pub mod cpu;

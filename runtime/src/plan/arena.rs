@@ -1,0 +1,101 @@
+//! Placing: every activation gets an offset in one arena, shared where lifetimes allow.
+
+use super::lower::{Lowered, Place};
+use super::{Slot, Step, StepInfo};
+use crate::Result;
+use std::collections::HashMap;
+
+/// Elements of a cache line: what offsets are a multiple of.
+const ALIGN: usize = 16;
+
+pub(super) struct Placed {
+    pub steps: Vec<Step>,
+    pub outputs: Vec<Slot>,
+    pub arena_len: usize,
+    pub infos: Vec<StepInfo>,
+}
+
+struct Life {
+    value: usize,
+    len: usize,
+    born: usize,
+    dies: usize,
+}
+
+pub(super) fn place(lowered: Lowered, outputs: &[String]) -> Result<Placed> {
+    let mut lives: HashMap<usize, Life> = HashMap::new();
+    for (i, step) in lowered.steps.iter().enumerate() {
+        lives.insert(
+            step.out,
+            Life {
+                value: step.out,
+                len: step.out_len,
+                born: i,
+                dies: i,
+            },
+        );
+        for input in &step.inputs {
+            if let Place::Value(v) = input
+                && let Some(life) = lives.get_mut(v)
+            {
+                life.dies = i;
+            }
+        }
+    }
+    let output_places: Vec<Place> = outputs
+        .iter()
+        .map(|o| lowered.place(o))
+        .collect::<Result<_>>()?;
+    for place in &output_places {
+        if let Place::Value(v) = place
+            && let Some(life) = lives.get_mut(v)
+        {
+            life.dies = usize::MAX;
+        }
+    }
+
+    // Largest first, each at the lowest offset that no overlapping lifetime holds.
+    let mut order: Vec<&Life> = lives.values().collect();
+    order.sort_by_key(|l| (std::cmp::Reverse(l.len), l.value));
+    let mut placed: Vec<(&Life, usize)> = Vec::new();
+    let mut arena_len = 0;
+    for life in order {
+        let mut taken: Vec<(usize, usize)> = placed
+            .iter()
+            .filter(|(o, _)| o.born <= life.dies && life.born <= o.dies)
+            .map(|(o, at)| (*at, at + o.len.next_multiple_of(ALIGN)))
+            .collect();
+        taken.sort_unstable();
+        let mut at = 0;
+        for (from, to) in taken {
+            if at + life.len <= from {
+                break;
+            }
+            at = at.max(to);
+        }
+        placed.push((life, at));
+        arena_len = arena_len.max(at + life.len.next_multiple_of(ALIGN));
+    }
+    let offsets: HashMap<usize, usize> = placed.iter().map(|(l, at)| (l.value, *at)).collect();
+
+    let slot = |place: &Place| match place {
+        Place::Value(v) => Slot::Arena(offsets.get(v).copied().unwrap_or(0)),
+        Place::Input(i) => Slot::Input(*i),
+        Place::Constant(c) => Slot::Constant(c.clone()),
+    };
+    let steps = lowered
+        .steps
+        .into_iter()
+        .map(|s| Step {
+            inputs: s.inputs.iter().map(slot).collect(),
+            kernel: s.kernel,
+            out: offsets.get(&s.out).copied().unwrap_or(0),
+        })
+        .collect();
+    Ok(Placed {
+        steps,
+        outputs: output_places.iter().map(slot).collect(),
+        arena_len,
+        infos: lowered.infos,
+    })
+}

@@ -1,0 +1,120 @@
+//! Choosing a form for a weighted layer: which are legal, and which is estimated fastest.
+
+/// How a layer's weights are executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Every element, in register tiles over an activation panel.
+    DensePanel,
+    /// The non-zeros, as index streams over an activation panel.
+    StreamPanel,
+    /// Every element, as dot products from the bytes of the model.
+    DenseRows,
+    /// Mask and non-zeros, as dot products from the bytes of the model.
+    BitmaskRows,
+}
+
+impl Form {
+    /// The word for this form in kernel names.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Form::DensePanel | Form::DenseRows => "dense",
+            Form::StreamPanel => "stream",
+            Form::BitmaskRows => "bitmask",
+        }
+    }
+
+    const fn is_dense(self) -> bool {
+        matches!(self, Form::DensePanel | Form::DenseRows)
+    }
+}
+
+/// The sizes that decide.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer {
+    /// Output rows of one group.
+    pub rows: usize,
+    /// Inner dimension.
+    pub cols: usize,
+    /// Elements that are not zero, of one group.
+    pub nonzeros: usize,
+    /// Columns of activations: pixels or input rows.
+    pub columns: usize,
+    /// Whether the layer is a matrix product, so that dot products are possible.
+    pub linear: bool,
+}
+
+/// A legal form and its estimated cost, in vector operations per layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    /// The form.
+    pub form: Form,
+    /// The estimate; only ratios mean something.
+    pub cost: f64,
+}
+
+/// Input rows up to which dot products are used.
+pub const MOST_DOT_COLUMNS: usize = 8;
+
+/// The legal forms of a layer, not ordered.
+pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Form> {
+    let mut forms = if layer.linear && layer.columns <= MOST_DOT_COLUMNS {
+        vec![Form::DenseRows, Form::BitmaskRows]
+    } else {
+        vec![Form::DensePanel, Form::StreamPanel]
+    };
+    if dense_only || layer.nonzeros == layer.rows * layer.cols {
+        forms.retain(|f| f.is_dense());
+    }
+    forms
+}
+
+/// Orders forms by their estimated cost, cheapest first.
+pub fn rank(layer: &Layer, forms: &[Form], chunk: usize) -> Vec<Candidate> {
+    let mut ranked: Vec<Candidate> = forms
+        .iter()
+        .map(|&form| Candidate {
+            form,
+            cost: cost(layer, form, chunk),
+        })
+        .collect();
+    ranked.sort_by(|a, b| a.cost.total_cmp(&b.cost));
+    ranked
+}
+
+fn cost(layer: &Layer, form: Form, chunk: usize) -> f64 {
+    let (rows, cols, nonzeros) = (layer.rows as f64, layer.cols as f64, layer.nonzeros as f64);
+    let chunks = layer.cols.div_ceil(chunk.max(1)).max(1) as f64;
+    let vectors = layer.columns.div_ceil(16) as f64;
+    match form {
+        // One FMA per element, at 92 % of the peak.
+        Form::DensePanel => vectors * rows * cols / 0.92,
+        // A load and an FMA per element, a broadcast shared by four vectors, and per row and chunk
+        // the sums to and from memory and the end of a loop.
+        Form::StreamPanel => vectors * (1.35 * nonzeros + 4.0 * rows * chunks),
+        // Bound by bytes: 64 of them a vector.
+        Form::DenseRows => rows * cols / 16.0 * (2.0 + 0.5 * layer.columns as f64),
+        // An expansion per 16 elements and the bytes of mask and values.
+        Form::BitmaskRows => {
+            rows * cols / 16.0 * (1.2 + 0.5 * layer.columns as f64) + 2.0 * nonzeros / 16.0
+        }
+    }
+}
+
+/// Why the first of `ranked` was taken.
+pub fn reason(layer: &Layer, ranked: &[Candidate], dense_only: bool) -> String {
+    let density = layer.nonzeros as f64 / ((layer.rows * layer.cols).max(1)) as f64;
+    let Some(best) = ranked.first() else {
+        return String::new();
+    };
+    match ranked.get(1) {
+        None if dense_only => "dense was asked for".into(),
+        None => "no zeros".into(),
+        Some(next) => {
+            let ratio = next.cost / best.cost;
+            format!(
+                "density {density:.2}: {ratio:.1}x faster than {} (estimate)",
+                next.form.name()
+            )
+        }
+    }
+}

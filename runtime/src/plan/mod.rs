@@ -1,0 +1,244 @@
+//! A model and a device become steps, once: rewrite, choose, place.
+
+mod arena;
+mod choose;
+mod lower;
+mod rewrite;
+
+pub use choose::{Candidate, Form};
+
+use crate::kernels::cpu::{Isa, Kernel};
+use crate::model::{Dim, Shapes, Symbols, infer_shapes};
+use crate::{Error, Model, Result};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a plan is made for.
+#[derive(Clone, Debug)]
+pub struct PlanOptions {
+    /// The instruction set.
+    pub isa: Isa,
+    /// Use only dense kernels.
+    pub dense: bool,
+    /// Sizes of the symbolic dimensions; those not named are 1.
+    pub symbols: Symbols,
+}
+
+/// Whether a step executes its weights where the file holds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// Executed from the mapped file, or from the model's own bytes.
+    Mapped,
+    /// Repacked at load; the file's bytes are not touched again.
+    Packed,
+    /// The step has no weights.
+    None,
+}
+
+impl fmt::Display for Residency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Residency::Mapped => "mapped",
+            Residency::Packed => "packed",
+            Residency::None => "-",
+        })
+    }
+}
+
+/// What one step does, and why this way.
+#[derive(Clone, Debug)]
+pub struct StepInfo {
+    /// The node that the step executes.
+    pub node: String,
+    /// Its ONNX operator.
+    pub op: &'static str,
+    /// Later nodes that were fused into it.
+    pub fused: Vec<String>,
+    /// Weight and output sizes, for people.
+    pub shape: String,
+    /// The kernel: dtype, operation, tile and instruction set.
+    pub kernel: String,
+    /// Why this kernel.
+    pub reason: String,
+    /// Where its weights are executed from.
+    pub residency: Residency,
+    /// The share of weights that are not zero; 1 without weights.
+    pub density: f64,
+    /// Bytes of weights that a run reads.
+    pub weight_bytes: usize,
+    /// Bytes of activations that a run reads and writes at least once.
+    pub activation_bytes: usize,
+    /// Multiply-accumulates that the kernel does.
+    pub macs: u64,
+    /// Multiply-accumulates of the same layer, dense.
+    pub dense_macs: u64,
+}
+
+/// Bytes that a session holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Activations and scratch.
+    pub arena: usize,
+    /// Repacked weights and folded biases.
+    pub packed: usize,
+    /// Weights executed where the file holds them.
+    pub mapped: usize,
+}
+
+/// Where a value lives during a run.
+#[derive(Clone, Debug)]
+pub(crate) enum Slot {
+    /// In the arena, at an element offset.
+    Arena(usize),
+    /// The caller's tensor.
+    Input(usize),
+    /// A constant.
+    Constant(Arc<Vec<f32>>),
+}
+
+/// A kernel and its buffers.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub kernel: Kernel,
+    pub inputs: Vec<Slot>,
+    pub out: usize,
+}
+
+/// A value that a run returns.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub slot: Slot,
+    pub len: usize,
+}
+
+/// The steps of a model on a device.
+#[derive(Debug)]
+pub struct Plan {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) outputs: Vec<Output>,
+    /// Elements of activations.
+    pub(crate) arena_len: usize,
+    /// Elements of scratch of one thread.
+    pub(crate) scratch_len: usize,
+    pub(crate) isa: Isa,
+    input_shapes: Vec<(String, Vec<usize>)>,
+    output_shapes: Vec<(String, Vec<usize>)>,
+    infos: Vec<StepInfo>,
+    memory: Memory,
+    pack_time: Duration,
+}
+
+impl Plan {
+    /// Plans `model`: binds symbols, folds and fuses, chooses a kernel for each step, packs weights,
+    /// and lays the activations out in one arena.
+    pub fn new(model: &Model, options: &PlanOptions) -> Result<Plan> {
+        let mut symbols = options.symbols.clone();
+        for input in &model.graph().inputs {
+            for d in &input.shape {
+                if let Dim::Symbol(s) = d {
+                    symbols.entry(s.clone()).or_insert(1);
+                }
+            }
+        }
+        let shapes = infer_shapes(model.graph(), model.weights(), &symbols)?;
+        let size = |name: &str| fixed_shape(&shapes, name);
+        let units = rewrite::rewrite(model, &shapes)?;
+        let start = Instant::now();
+        let lowered = lower::lower(model, &units, &shapes, options)?;
+        let pack_time = start.elapsed();
+        let placed = arena::place(lowered, &units.outputs)?;
+
+        let mut memory = Memory {
+            arena: placed.arena_len * 4,
+            ..Memory::default()
+        };
+        for info in &placed.infos {
+            match info.residency {
+                Residency::Mapped => memory.mapped += info.weight_bytes,
+                Residency::Packed => memory.packed += info.weight_bytes,
+                Residency::None => {}
+            }
+        }
+        let graph = model.graph();
+        let input_shapes = graph
+            .inputs
+            .iter()
+            .map(|i| Ok((i.name.clone(), size(&i.name)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let output_shapes = graph
+            .outputs
+            .iter()
+            .map(|o| Ok((o.clone(), size(o)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let outputs = placed
+            .outputs
+            .into_iter()
+            .zip(&output_shapes)
+            .map(|(slot, (_, shape))| Output {
+                slot,
+                len: shape.iter().product(),
+            })
+            .collect();
+        Ok(Plan {
+            scratch_len: placed
+                .steps
+                .iter()
+                .map(|s| s.kernel.scratch_len())
+                .max()
+                .unwrap_or(0),
+            steps: placed.steps,
+            outputs,
+            arena_len: placed.arena_len,
+            isa: options.isa,
+            input_shapes,
+            output_shapes,
+            infos: placed.infos,
+            memory,
+            pack_time,
+        })
+    }
+
+    /// Names and shapes of the inputs.
+    pub fn inputs(&self) -> &[(String, Vec<usize>)] {
+        &self.input_shapes
+    }
+
+    /// Names and shapes of the outputs.
+    pub fn outputs(&self) -> &[(String, Vec<usize>)] {
+        &self.output_shapes
+    }
+
+    /// What each step does, in order.
+    pub fn steps(&self) -> &[StepInfo] {
+        &self.infos
+    }
+
+    /// Bytes held, without the scratch of threads.
+    pub fn memory(&self) -> Memory {
+        self.memory
+    }
+
+    /// The time that lowering took: packing, nearly all of it.
+    pub fn pack_time(&self) -> Duration {
+        self.pack_time
+    }
+}
+
+/// The shape of a value after every symbol was bound.
+fn fixed_shape(shapes: &Shapes, name: &str) -> Result<Vec<usize>> {
+    let unknown = |what: String| Error::Graph {
+        graph: String::new(),
+        what,
+    };
+    let shape = shapes
+        .get(name)
+        .ok_or_else(|| unknown(format!("`{name}` has no shape")))?;
+    shape
+        .iter()
+        .map(|d| match d {
+            Dim::Fixed(n) => Ok(*n),
+            Dim::Symbol(s) => Err(unknown(format!("`{name}`: the size of `{s}` is not bound"))),
+        })
+        .collect()
+}
