@@ -47,6 +47,9 @@ pub struct Options {
 
 /// Opens a model file of any supported format.
 ///
+/// The file is mapped: while the model is in use it must not be changed in place (replacing it by a
+/// rename is fine).
+///
 /// # Errors
 /// When the file is of no known format or damaged, uses an operator, attribute or dtype that is
 /// not supported (the message names the node or tensor and lists what is), or when a state dict

@@ -37,6 +37,7 @@ pub(super) struct Converter<'a> {
 impl<'a> Converter<'a> {
     pub fn new(graph: &'a GraphProto, opset: i64, reader: Reader<'a>) -> Converter<'a> {
         let sparse = graph.sparse_initializer.iter();
+        let sparse = sparse.filter(|s| s.values.is_some());
         let node_names = graph.node.iter().flat_map(|n| n.output.iter());
         let inputs = graph.node.iter().flat_map(|n| n.input.iter());
         let outputs = graph.output.iter().map(|o| o.name.as_str());
@@ -48,8 +49,9 @@ impl<'a> Converter<'a> {
                 .iter()
                 .map(|t| (t.name.as_str(), t))
                 .collect(),
-            sparse: sparse
-                .filter_map(|s| Some((s.values.as_ref()?.name.as_str(), s)))
+            sparse: sparse_names(graph)
+                .map(String::as_str)
+                .zip(sparse)
                 .collect(),
             values: HashMap::new(),
             read: inputs.map(String::as_str).chain(outputs.clone()).collect(),
@@ -57,6 +59,7 @@ impl<'a> Converter<'a> {
             taken: node_names
                 .chain(graph.input.iter().map(|i| &i.name))
                 .chain(graph.initializer.iter().map(|t| &t.name))
+                .chain(sparse_names(graph))
                 .cloned()
                 .collect(),
             node_names: HashSet::new(),
@@ -176,8 +179,13 @@ impl<'a> Converter<'a> {
         inputs: &[&Value],
     ) -> Result<Value, String> {
         let name = unique(&mut self.node_names, &format!("{}_{step}", call.name));
-        let output = unique(&mut self.taken, &format!("{}_{step}", call.output));
+        let output = self.fresh(&format!("{}_{step}", call.output));
         self.push(name, op, inputs, output)
+    }
+
+    /// A name for a value that the file does not have.
+    pub fn fresh(&mut self, base: &str) -> String {
+        unique(&mut self.taken, base)
     }
 
     fn push(
@@ -288,6 +296,12 @@ impl<'a> Converter<'a> {
         };
         Ok((graph, self.weights, self.reader))
     }
+}
+
+/// The names of the sparse initializers.
+fn sparse_names(graph: &GraphProto) -> impl Iterator<Item = &String> {
+    let values = graph.sparse_initializer.iter();
+    values.filter_map(|s| s.values.as_ref().map(|v| &v.name))
 }
 
 /// The wanted name, or the first of `wanted_2`, `wanted_3`, ... that is free; it is taken then.

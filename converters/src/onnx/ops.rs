@@ -2,12 +2,13 @@
 
 use super::call::{Call, two};
 use super::convert::Converter;
+use super::fold::Arithmetic;
 use super::value::Value;
 use super::{axes, constants};
 use lacuna::model::{Dim, Op, PadMode, Window};
 
 /// The operators that are computed at run time.
-pub(super) const COMPUTED: [&str; 30] = [
+pub(super) const COMPUTED: [&str; 31] = [
     "Add",
     "AveragePool",
     "BatchNormalization",
@@ -35,6 +36,7 @@ pub(super) const COMPUTED: [&str; 30] = [
     "Softmax",
     "Squeeze",
     "Sub",
+    "Sum",
     "Tanh",
     "Transpose",
     "Unsqueeze",
@@ -100,6 +102,7 @@ pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
         }
         "Dropout" => dropout(call),
         "Add" | "Sub" | "Mul" | "Div" => constants::arithmetic(c, call),
+        "Sum" => sum(c, call),
         "Concat" | "Slice" | "Reshape" | "Flatten" | "Transpose" | "Squeeze" | "Unsqueeze" => {
             axes::convert(c, call)
         }
@@ -116,6 +119,23 @@ fn unary(c: &mut Converter<'_>, call: &mut Call<'_>, op: Op) -> Converted {
     call.attrs.ignore(&["consumed_inputs"]);
     call.at_most(1)?;
     c.emit(call, op, &[call.input(0)?])
+}
+
+/// A chain of additions.
+fn sum(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
+    let mut total = call.input(0)?.clone();
+    for i in 1..call.inputs.len() {
+        let next = call.input(i)?;
+        total = if total.is_constant() && next.is_constant() {
+            let name = c.fresh(call.output);
+            Arithmetic::Add.fold(&name, &total, next, &mut c.reader.budget)?
+        } else if i + 1 == call.inputs.len() {
+            c.emit(call, Op::Add, &[&total, next])?
+        } else {
+            c.emit_step(call, "part", Op::Add, &[&total, next])?
+        };
+    }
+    Ok(total)
 }
 
 fn conv(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
