@@ -63,7 +63,7 @@ pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
         return Err(Error::Arch {
             path: path.to_path_buf(),
             arch: arch.clone(),
-            what: format!("a {format} file has a graph of its own"),
+            what: format!("{format} files have a graph of their own"),
         });
     }
     match format {
@@ -106,7 +106,7 @@ fn read_state_dict(format: Format, source: &Source) -> Result<Weights> {
         Format::TorchLegacy => torch::read_legacy(source)?,
         Format::Safetensors => safetensors::read(source)?,
         Format::Lacuna | Format::Onnx => {
-            return Err(source.error(format!("a {format} file is no state dict")));
+            return Err(source.error(format!("{format} files are no state dicts")));
         }
     };
     const PREFIX: &str = "module.";
