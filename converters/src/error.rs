@@ -59,12 +59,21 @@ pub enum Error {
         /// What is wrong: the tensors that are missing or left over, or the known architectures.
         what: String,
     },
-    /// The converted graph is refused by the runtime's checks.
-    #[error("{path}: {source}")]
+    /// The runtime cannot open the file, or its checks refuse the converted graph.
+    #[error("{}{source}", prefix(path, source))]
     Model {
         /// The file.
         path: PathBuf,
         /// What the runtime says.
         source: lacuna::Error,
     },
+}
+
+/// The path, unless the message that follows names it.
+fn prefix(path: &std::path::Path, source: &lacuna::Error) -> String {
+    use lacuna::Error as E;
+    match source {
+        E::Io { .. } | E::File { .. } | E::FileTensor { .. } => String::new(),
+        _ => format!("{}: ", path.display()),
+    }
 }

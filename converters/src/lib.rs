@@ -19,13 +19,16 @@
 mod arch;
 mod error;
 mod format;
+mod onnx;
 mod safetensors;
 mod source;
+mod strided;
 mod torch;
 
 pub use arch::architectures;
 pub use error::{Error, Result};
 pub use format::Format;
+pub use onnx::supported_ops;
 
 use lacuna::Model;
 use lacuna::model::{Dim, Weights};
@@ -44,6 +47,9 @@ pub struct Options {
 
 /// Opens a model file of any supported format.
 ///
+/// The file is mapped: while the model is in use it must not be changed in place (replacing it by a
+/// rename is fine).
+///
 /// # Errors
 /// When the file is of no known format or damaged, uses an operator, attribute or dtype that is
 /// not supported (the message names the node or tensor and lists what is), or when a state dict
@@ -57,7 +63,7 @@ pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
         return Err(Error::Arch {
             path: path.to_path_buf(),
             arch: arch.clone(),
-            what: format!("a {format} file has a graph of its own"),
+            what: format!("{format} files have a graph of their own"),
         });
     }
     match format {
@@ -73,10 +79,7 @@ pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
                 source,
             })
         }
-        Format::Onnx => Err(Error::Format {
-            path: path.to_path_buf(),
-            what: "ONNX is not read yet".into(),
-        }),
+        Format::Onnx => onnx::read(&Source::open(path)?, options),
         _ => {
             let source = Source::open(path)?;
             let tensors = read_state_dict(format, &source)?;
@@ -103,7 +106,7 @@ fn read_state_dict(format: Format, source: &Source) -> Result<Weights> {
         Format::TorchLegacy => torch::read_legacy(source)?,
         Format::Safetensors => safetensors::read(source)?,
         Format::Lacuna | Format::Onnx => {
-            return Err(source.error(format!("a {format} file is no state dict")));
+            return Err(source.error(format!("{format} files are no state dicts")));
         }
     };
     const PREFIX: &str = "module.";

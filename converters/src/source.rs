@@ -1,9 +1,8 @@
-//! A source file in memory: its path for messages and its bytes, shared by the weights cut from it.
+//! A source file: its path for messages and its mapped bytes, shared by the weights cut from it.
 
 use crate::{Error, Result};
-use lacuna::model::Bytes;
+use lacuna::model::{Bytes, file};
 use sha2::{Digest, Sha256};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A file's path and content.
@@ -14,26 +13,15 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Reads a regular file.
+    /// Maps a regular file.
     pub fn open(path: &Path) -> Result<Source> {
-        let io = |action| {
-            move |source| Error::Io {
-                path: path.to_path_buf(),
-                action,
-                source,
-            }
-        };
-        let meta = fs::metadata(path).map_err(io("open"))?;
-        if !meta.is_file() {
-            return Err(Error::Format {
-                path: path.to_path_buf(),
-                what: "not a regular file".into(),
-            });
-        }
-        let bytes = fs::read(path).map_err(io("read"))?;
+        let bytes = file::map(path).map_err(|source| Error::Model {
+            path: path.to_path_buf(),
+            source,
+        })?;
         Ok(Source {
             path: path.to_path_buf(),
-            bytes: bytes.into(),
+            bytes,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Views of storages as weights.
 
 use super::globals::{Element, TensorRef};
+use crate::strided::{Walk, numel, pick};
 use lacuna::DType;
 use lacuna::model::{Bytes, Weight};
 
@@ -30,9 +31,7 @@ pub(super) fn weight(
 ) -> Result<Weight, String> {
     let (shape, strides) = (&tensor.shape, &tensor.strides);
     let element = tensor.storage.element;
-    let count = shape
-        .iter()
-        .try_fold(1usize, |n, &d| n.checked_mul(d))
+    let count = numel(shape)
         .filter(|&n| n <= tensor.storage.elements)
         .ok_or_else(|| {
             format!(
@@ -64,23 +63,8 @@ pub(super) fn weight(
         return finish(shape, element, part, budget);
     }
     budget.spend(count * size)?;
-    // An axis of size 1 may have any stride; the others are bounded by the storage.
-    let step = |axis: usize| if shape[axis] == 1 { 0 } else { strides[axis] };
-    let mut data = Vec::with_capacity(count * size);
-    let mut index = vec![0; shape.len()];
-    let mut at = tensor.offset;
-    for _ in 0..count {
-        data.extend_from_slice(&storage[at * size..(at + 1) * size]);
-        for axis in (0..shape.len()).rev() {
-            index[axis] += 1;
-            at += step(axis);
-            if index[axis] < shape[axis] {
-                break;
-            }
-            at -= step(axis) * shape[axis];
-            index[axis] = 0;
-        }
-    }
+    let steps: Vec<isize> = strides.iter().map(|&s| s as isize).collect();
+    let data = pick(storage, size, Walk::new(tensor.offset, shape, &steps));
     finish(shape, element, data.into(), budget)
 }
 

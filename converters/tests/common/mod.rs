@@ -1,5 +1,7 @@
 //! Where the tests find their files.
 
+#![allow(dead_code)]
+
 use std::path::PathBuf;
 
 /// A fixture of this crate.
@@ -11,7 +13,6 @@ pub fn fixture(name: &str) -> PathBuf {
 
 /// A large file from the folder that `LACUNA_TEST_DATA` names; without it the test says that it is
 /// skipped.
-#[allow(dead_code)]
 pub fn test_data(name: &str) -> Option<PathBuf> {
     let found = std::env::var_os("LACUNA_TEST_DATA")
         .map(|folder| PathBuf::from(folder).join(name))

@@ -7,8 +7,11 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Maps a regular file, read-only.
-pub(super) fn map(path: &Path) -> Result<Bytes> {
+/// Maps a regular file, read-only. See [`read`](super::read) on changing the file while it is mapped.
+///
+/// # Errors
+/// [`Error::Io`] when the system refuses, [`Error::File`] when it is no regular file.
+pub fn map(path: &Path) -> Result<Bytes> {
     let io = |action: &'static str| {
         move |source| Error::Io {
             path: path.to_path_buf(),

@@ -31,6 +31,7 @@ mod tensors;
 mod writer;
 
 pub use encoded::decode_bitmask_tensors;
+pub use map::map;
 pub use tensors::{StoredTensor, Tensors};
 pub use writer::{write, write_dense, write_weights};
 
