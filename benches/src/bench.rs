@@ -192,6 +192,7 @@ fn session(model: &Model, config: &Config, dense: bool) -> Result<(Runner, f64)>
         isa: config.isa.clone(),
         dense,
         symbols: symbols(model.graph(), config.batch)?,
+        ..SessionOptions::default()
     };
     let start = std::time::Instant::now();
     let session = Session::new(model, options)?;

@@ -101,7 +101,8 @@ fn best_rate<W>(threads: usize, budget: Duration, worker: impl Fn(usize) -> W + 
 where
     W: FnMut() -> f64,
 {
-    let window = (budget / 8).max(Duration::from_millis(1));
+    // Short windows fall between the interruptions of a busy machine.
+    let window = (budget / 8).clamp(Duration::from_millis(1), Duration::from_millis(3));
     let barrier = Barrier::new(threads);
     let stop = AtomicBool::new(false);
     let total = Mutex::new((0.0, 0.0));
