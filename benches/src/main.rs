@@ -36,7 +36,7 @@ struct Args {
     /// Run every weight dense, and only that
     #[arg(long)]
     dense: bool,
-    /// Size of the symbolic first dimension of the inputs
+    /// First dimension of the inputs, where it is symbolic or the format lets it be replaced
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
     /// Measure layers, dense beside sparse, and the limits of this machine; the default unless
