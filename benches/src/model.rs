@@ -15,7 +15,7 @@ pub struct Opened {
     pub model: Model,
     /// Reading the file and, for an outside format, converting it.
     pub load: Duration,
-    /// Encoding dense weights that have zeros.
+    /// Encoding dense weights that have zeros; 0 when that was not done.
     pub encode: Duration,
 }
 
@@ -43,14 +43,16 @@ pub fn open(path: &Path, batch: usize, encode: bool) -> Result<Opened> {
         model = lacuna_convert::open(path, &options)?;
     }
     let load = start.elapsed();
-    let start = Instant::now();
+    let mut spent = Duration::ZERO;
     if encode && !model.weights().values().any(|w| w.is_sparse()) {
+        let start = Instant::now();
         model = model.encoded();
+        spent = start.elapsed();
     }
     Ok(Opened {
         model,
         load,
-        encode: start.elapsed(),
+        encode: spent,
     })
 }
 
