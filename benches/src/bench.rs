@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Sparse and dense take turns this often.
-const ROUNDS: u32 = 5;
+const ROUNDS: u32 = 10;
 
 /// How long a quick measurement of the machine may take.
 const QUICK: Duration = Duration::from_millis(500);
@@ -28,7 +28,7 @@ pub struct Config {
     pub isa: Option<String>,
     /// Run every weight dense, and nothing else.
     pub dense: bool,
-    /// The size of the symbolic first dimension of the inputs.
+    /// The first dimension of the inputs, where it is symbolic or the format lets it be replaced.
     pub batch: usize,
     /// Untimed runs before the timed ones; the first run comes before them.
     pub warmup: usize,
@@ -49,6 +49,8 @@ pub struct Report {
     pub file_bytes: u64,
     /// Parameters and non-zeros.
     pub facts: Facts,
+    /// Weights that are stored sparse or were encoded so on the fly.
+    pub sparse_weights: usize,
     /// Names and shapes of the inputs.
     pub inputs: Vec<(String, Vec<usize>)>,
     /// Names and shapes of the outputs.
@@ -100,7 +102,9 @@ pub struct Report {
 /// When the model cannot be opened, planned or run, or an option does not fit it.
 pub fn run(config: &Config, mut progress: impl FnMut(&str)) -> Result<Report> {
     progress("load");
-    let opened = open(&config.path, !config.dense)?;
+    let opened = open(&config.path, config.batch, !config.dense)?;
+    let sparse_weights = opened.model.weights().values().filter(|w| w.is_sparse());
+    let sparse_weights = sparse_weights.count();
     let facts = Facts::of(&opened.model);
     let (load_ms, encode_ms) = (ms(opened.load), ms(opened.encode));
 
@@ -111,7 +115,8 @@ pub fn run(config: &Config, mut progress: impl FnMut(&str)) -> Result<Report> {
     let first_ms = runner.warm_up(1)?.first().map_or(0.0, |t| ms(*t));
     runner.warm_up(config.warmup)?;
 
-    let compare = config.layers && !config.dense;
+    // Without a sparse weight the two plans are one.
+    let compare = config.layers && !config.dense && sparse_weights > 0;
     let turns = if config.layers { ROUNDS } else { 1 };
     progress("steady runs");
     runner.burst(config.min_time / turns)?;
@@ -120,7 +125,7 @@ pub fn run(config: &Config, mut progress: impl FnMut(&str)) -> Result<Report> {
     let mut dense = None;
     if compare {
         progress("plan dense");
-        let opened = open(&config.path, false)?;
+        let opened = open(&config.path, config.batch, false)?;
         let (mut other, _) = session(&opened.model, config, true)?;
         other.warm_up(1 + config.warmup)?;
         dense = Some(other);
@@ -162,6 +167,7 @@ pub fn run(config: &Config, mut progress: impl FnMut(&str)) -> Result<Report> {
         model: config.path.display().to_string(),
         file_bytes: file_bytes(&config.path)?,
         facts,
+        sparse_weights,
         inputs: runner.session.inputs().to_vec(),
         outputs: runner.session.outputs().to_vec(),
         batch: config.batch,
@@ -192,6 +198,7 @@ fn session(model: &Model, config: &Config, dense: bool) -> Result<(Runner, f64)>
         isa: config.isa.clone(),
         dense,
         symbols: symbols(model.graph(), config.batch)?,
+        ..SessionOptions::default()
     };
     let start = std::time::Instant::now();
     let session = Session::new(model, options)?;

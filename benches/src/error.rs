@@ -12,7 +12,7 @@ pub enum Error {
     Runtime(#[from] lacuna::Error),
     /// The model could not be opened.
     #[error(transparent)]
-    Convert(lacuna_convert::Error),
+    Convert(#[from] lacuna_convert::Error),
     /// The device profile could not be read or measured.
     #[error(transparent)]
     Target(#[from] lacuna_targets::Error),

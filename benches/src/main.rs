@@ -30,13 +30,13 @@ struct Args {
     /// Steady runs last at least this long
     #[arg(long, default_value_t = 1000.0, value_name = "M", value_parser = milliseconds)]
     min_time_ms: f64,
-    /// Instruction set: scalar, avx2, avx512, neon [default: the best one here]
+    /// Instruction set: scalar, avx2, avx512, neon [default: $LACUNA_ISA, or the best one here]
     #[arg(long)]
     isa: Option<String>,
     /// Run every weight dense, and only that
     #[arg(long)]
     dense: bool,
-    /// Size of the symbolic first dimension of the inputs
+    /// First dimension of the inputs, where it is symbolic or the format lets it be replaced
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
     /// Measure layers, dense beside sparse, and the limits of this machine; the default unless

@@ -2,6 +2,8 @@
 
 use crate::Result;
 use lacuna::Model;
+use lacuna::model::Dim;
+use lacuna_convert::Options;
 use serde::Serialize;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,27 +15,44 @@ pub struct Opened {
     pub model: Model,
     /// Reading the file and, for an outside format, converting it.
     pub load: Duration,
-    /// Encoding dense weights that have zeros.
+    /// Encoding dense weights that have zeros; 0 when that was not done.
     pub encode: Duration,
 }
 
 /// Opens a Lacuna file or anything that the converters open. A model without any sparse weight is
 /// encoded on the fly when `encode` says so; one that has some is taken as its maker left it.
 ///
+/// A model whose only input has a fixed first dimension is opened once more with `batch` in its
+/// place, unless `batch` is 1.
+///
 /// # Errors
 /// Those of the converters.
-pub fn open(path: &Path, encode: bool) -> Result<Opened> {
-    let start = Instant::now();
-    let mut model = lacuna_convert::open(path, &lacuna_convert::Options::default())?;
+pub fn open(path: &Path, batch: usize, encode: bool) -> Result<Opened> {
+    let mut start = Instant::now();
+    let mut options = Options::default();
+    let mut model = lacuna_convert::open(path, &options)?;
+    if batch != 1
+        && let [input] = model.graph().inputs.as_slice()
+        && let [Dim::Fixed(first), rest @ ..] = input.shape.as_slice()
+        && *first != batch
+    {
+        let mut shape = vec![Dim::Fixed(batch)];
+        shape.extend_from_slice(rest);
+        options.input = Some(shape);
+        start = Instant::now();
+        model = lacuna_convert::open(path, &options)?;
+    }
     let load = start.elapsed();
-    let start = Instant::now();
+    let mut spent = Duration::ZERO;
     if encode && !model.weights().values().any(|w| w.is_sparse()) {
+        let start = Instant::now();
         model = model.encoded();
+        spent = start.elapsed();
     }
     Ok(Opened {
         model,
         load,
-        encode: start.elapsed(),
+        encode: spent,
     })
 }
 

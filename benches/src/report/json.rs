@@ -52,6 +52,7 @@ pub fn json(report: &Report) -> String {
     put("file_bytes", json!(r.file_bytes));
     put("parameters", json!(r.facts.parameters));
     put("nonzeros", json!(r.facts.nonzeros));
+    put("sparse_weights", json!(r.sparse_weights));
     Value::Object(object).to_string()
 }
 

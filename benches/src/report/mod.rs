@@ -107,6 +107,7 @@ pub(crate) mod tests {
                 prunable: 290_000,
                 prunable_nonzeros: 50_000,
             },
+            sparse_weights: 2,
             inputs: vec![("x".into(), vec![1, 3, 224, 224])],
             outputs: vec![("y".into(), vec![1, 1000])],
             batch: 1,

@@ -79,16 +79,26 @@ pub fn text(report: &Report) -> String {
         if let Some(s) = s.filter(|s| s.noisy()) {
             let _ = writeln!(
                 out,
-                "\nnote      {name}a noisy machine: {} of {} runs are outliers, sd {} of the mean; \
-                 the minimum is the better guide",
+                "\nnote      {name}a noisy machine: standard deviation {} of the mean, outliers {} of \
+                 {}; the minimum is the better guide",
+                percent(s.sd / s.mean),
                 s.outliers,
                 s.n,
-                percent(s.sd / s.mean),
             );
         }
     }
-    if let Some(speedup) = r.speedup {
-        let _ = writeln!(out, "\nsparse vs dense: {speedup:.2}x");
+    match (r.speedup, &r.dense_steady) {
+        (Some(speedup), Some(dense)) => {
+            let minima = dense.min / r.steady.min;
+            let _ = writeln!(
+                out,
+                "\nsparse vs dense: {speedup:.2}x   (minima {minima:.2}x)"
+            );
+        }
+        _ if r.sparse_weights == 0 && !r.dense => {
+            let _ = writeln!(out, "\nno weight has zeros enough to be stored sparse");
+        }
+        _ => {}
     }
     out
 }
@@ -181,11 +191,11 @@ fn table(report: &Report) -> String {
     }
     if let Some(l) = report.limits {
         let level = |name: &str, rate: Option<f64>| {
-            rate.map_or(String::new(), |r| format!("   {name} {r:.0}"))
+            rate.map_or(String::new(), |r| format!(" {name} {r:.0}"))
         };
         let _ = writeln!(
             out,
-            "limits of this machine, {} thread(s): {:.0} GFLOP/s, GB/s read:{}{}{}{}",
+            "limits of this machine, {} thread(s): {:.0} GFLOP/s; reads, GB/s:{}{}{}{}",
             l.threads,
             l.fma_gflops,
             level("L1", l.l1_gbs),
@@ -224,7 +234,10 @@ mod tests {
         }
         let end = |line: &str, cell: &str| line.find(cell).unwrap() + cell.len();
         assert_eq!(end(head, " ms"), end(stem, "2.000"), "{text}");
-        assert_eq!(text.lines().last(), Some("sparse vs dense: 2.00x"));
+        assert_eq!(
+            text.lines().last(),
+            Some("sparse vs dense: 2.00x   (minima 2.00x)")
+        );
         assert!(!text.contains("noisy"), "{text}");
     }
 
@@ -255,7 +268,7 @@ mod tests {
         let mut report = sample();
         report.steady = Summary::of(&[1.0, 1.01, 1.02, 1.01, 9.0]).unwrap();
         let text = text(&report);
-        assert!(text.contains("1 of 5 runs are outliers"), "{text}");
+        assert!(text.contains("outliers 1 of 5;"), "{text}");
     }
 
     #[test]

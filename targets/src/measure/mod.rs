@@ -101,7 +101,8 @@ fn best_rate<W>(threads: usize, budget: Duration, worker: impl Fn(usize) -> W + 
 where
     W: FnMut() -> f64,
 {
-    let window = (budget / 8).max(Duration::from_millis(1));
+    // Short windows fall between the interruptions of a busy machine.
+    let window = (budget / 8).clamp(Duration::from_millis(1), Duration::from_millis(3));
     let barrier = Barrier::new(threads);
     let stop = AtomicBool::new(false);
     let total = Mutex::new((0.0, 0.0));
@@ -165,12 +166,25 @@ mod tests {
         here.validate().unwrap();
         let limits = here.limits[0];
         assert_eq!(limits.l1_gbs.is_some(), here.caches.l1d.is_some());
-        assert!(limits.fma_gflops > 0.5, "{limits:?}");
-        if !cfg!(debug_assertions)
-            && let Some(l1) = limits.l1_gbs
-        {
-            assert!(l1 > limits.dram_gbs, "{limits:?}");
+    }
+
+    /// Sums that spilled to the stack, or calls into libm for each multiply-add, once measured
+    /// 2.5 GFLOP/s here. No processor with these instructions is so slow; an emulator is, so only
+    /// x86 is held to it.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn sums_that_leave_the_registers() {
+        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+            return;
         }
+        let mut here = Profile::detect();
+        here.measure(Duration::from_millis(100), 1).unwrap();
+        let limits = here.limits[0];
+        assert!(limits.fma_gflops > 10.0, "{limits:?}");
+        assert!(
+            limits.l1_gbs.is_none_or(|l1| l1 > limits.dram_gbs),
+            "{limits:?}"
+        );
     }
 
     #[test]

@@ -1,0 +1,224 @@
+//! The benchmark end to end on a small model: the library's report and the program's output.
+
+use lacuna::model::{Dim, Graph, Input, Node, Op, Padding};
+use lacuna::{Model, Weight};
+use lacuna_bench::{Config, normal};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+/// Two convolutions; the second has one weight in ten. Batch is symbolic.
+fn model() -> Model {
+    let conv = |name: &str, input: &str, output: &str| Node {
+        name: name.into(),
+        op: Op::Conv {
+            strides: [1; 2],
+            padding: Padding::Explicit([1; 4]),
+            dilations: [1; 2],
+            groups: 1,
+        },
+        inputs: vec![input.into(), format!("{name}.weight")],
+        output: output.into(),
+    };
+    let graph = Graph {
+        name: "small".into(),
+        inputs: vec![Input {
+            name: "x".into(),
+            shape: vec![
+                Dim::Symbol("N".into()),
+                Dim::Fixed(3),
+                Dim::Fixed(16),
+                Dim::Fixed(16),
+            ],
+        }],
+        outputs: vec!["y".into()],
+        nodes: vec![conv("first", "x", "a"), conv("second", "a", "y")],
+    };
+    let first = Weight::from_f32(&[32, 3, 3, 3], &normal(32 * 27, 1));
+    let mut values = normal(48 * 32 * 9, 2);
+    for (i, v) in values.iter_mut().enumerate() {
+        if i % 10 != 0 {
+            *v = 0.0;
+        }
+    }
+    let second = Weight::from_f32(&[48, 32, 3, 3], &values);
+    let weights = BTreeMap::from([
+        ("first.weight".into(), first),
+        ("second.weight".into(), second),
+    ]);
+    Model::new(graph, weights).unwrap()
+}
+
+fn saved(folder: &Path) -> PathBuf {
+    let path = folder.join("small.safetensors");
+    model().save(&path).unwrap();
+    path
+}
+
+fn config(path: PathBuf) -> Config {
+    Config {
+        path,
+        threads: 1,
+        isa: None,
+        dense: false,
+        batch: 1,
+        warmup: 1,
+        min_time: Duration::from_millis(20),
+        layers: true,
+        profile: None,
+    }
+}
+
+fn bench(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lacuna-bench"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    assert_eq!(error, "", "progress without a terminal");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn the_report_counts_the_model_and_every_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = lacuna_bench::run(&config(saved(folder.path())), |_| {}).unwrap();
+    assert_eq!(report.facts.parameters, 32 * 27 + 48 * 32 * 9);
+    let kept = (48 * 32 * 9usize).div_ceil(10);
+    assert_eq!(report.facts.nonzeros, 32 * 27 + kept);
+    assert_eq!(report.sparse_weights, 1, "encoded on the fly");
+    assert_eq!(report.outputs, [("y".to_owned(), vec![1, 48, 16, 16])]);
+
+    let names: Vec<&str> = report.layers.iter().map(|l| l.node.as_str()).collect();
+    assert_eq!(names, ["first", "second"]);
+    let second = &report.layers[1];
+    assert_eq!(second.dense_macs, 48 * 32 * 9 * 256);
+    assert!((second.density - 0.1).abs() < 1e-3);
+    let dense_kernel = second.dense_kernel.as_deref().unwrap();
+    assert!(dense_kernel.contains("dense"), "{dense_kernel}");
+    for layer in &report.layers {
+        assert!(layer.ms > 0.0 && layer.dense_ms.unwrap() > 0.0);
+        assert!(layer.of_limit.unwrap() > 0.0);
+    }
+    let shares: f64 = report.layers.iter().map(|l| l.share).sum();
+    assert!((shares - 1.0).abs() < 1e-9);
+
+    let s = report.steady;
+    assert!(s.n >= 20 && s.min <= s.p50 && s.p50 <= s.p90, "{s:?}");
+    assert!(report.speedup.unwrap() > 0.0);
+    assert!(report.first_ms > 0.0 && report.load_ms > 0.0);
+}
+
+#[test]
+fn dense_runs_only_dense_and_a_batch_is_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(saved(folder.path()));
+    config.dense = true;
+    config.batch = 2;
+    let report = lacuna_bench::run(&config, |_| {}).unwrap();
+    assert_eq!(report.outputs[0].1, [2, 48, 16, 16]);
+    assert!(report.dense_steady.is_none() && report.sparse_weights == 0);
+    for layer in &report.layers {
+        assert!(layer.kernel.contains("dense"), "{}", layer.kernel);
+        assert_eq!(layer.macs, layer.dense_macs);
+    }
+}
+
+#[test]
+fn json_ends_with_one_flat_object() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = saved(folder.path());
+    let path = path.to_str().unwrap();
+    let flat = |line: &str| -> Map<String, Value> { serde_json::from_str(line).unwrap() };
+
+    let text = stdout(&bench(&[
+        path,
+        "--threads",
+        "1",
+        "--min-time-ms",
+        "20",
+        "--json",
+    ]));
+    assert_eq!(text.lines().count(), 1);
+    let object = flat(&text);
+    assert!(object.values().all(|v| !v.is_array() && !v.is_object()));
+    let number = |key: &str| object[key].as_f64().unwrap();
+    assert!(number("min_ms") > 0.0 && number("min_ms") <= number("median_ms"));
+    assert_eq!(number("threads"), 1.0);
+    let bytes = std::fs::metadata(path).unwrap().len();
+    assert_eq!(number("file_bytes"), bytes as f64);
+    assert!(
+        !object.contains_key("dense_median_ms"),
+        "steady latency only"
+    );
+
+    let text = stdout(&bench(&[path, "--min-time-ms", "20", "--json", "--layers"]));
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(flat(lines[0])["layers"].as_array().unwrap().len(), 2);
+    assert!(flat(lines[1])["dense_median_ms"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn files_are_written_and_a_profile_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = saved(folder.path());
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let mut profile = lacuna_targets::Profile::detect();
+    profile.measure(Duration::from_millis(10), 1).unwrap();
+    profile.limits[0].fma_gflops = 4321.0;
+    profile.save(file("device.toml")).unwrap();
+
+    let (csv, html, device) = (file("l.csv"), file("l.html"), file("device.toml"));
+    let args = [
+        path.to_str().unwrap(),
+        "--threads",
+        "1",
+        "--min-time-ms",
+        "20",
+        "--csv",
+        &csv,
+        "--html",
+        &html,
+        "--profile",
+        &device,
+    ];
+    let text = stdout(&bench(&args));
+    assert!(text.contains("4321 GFLOP/s"), "{text}");
+    assert!(
+        text.lines()
+            .last()
+            .unwrap()
+            .starts_with("sparse vs dense: "),
+        "{text}"
+    );
+    assert_eq!(std::fs::read_to_string(&csv).unwrap().lines().count(), 3);
+    assert!(std::fs::read_to_string(&html).unwrap().contains("<svg"));
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = saved(folder.path());
+    let path = path.to_str().unwrap();
+    for (args, part) in [
+        (&["absent.onnx"][..], "absent.onnx"),
+        (&[path, "--isa", "abacus"], "abacus"),
+        (&[path, "--profile", "absent.toml"], "absent.toml"),
+        (&[path, "--min-time-ms", "NaN"], "NaN"),
+        (&[path, "--csv", "a", "--no-layers"], "--no-layers"),
+        (&[], "MODEL"),
+    ] {
+        let output = bench(args);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{args:?}");
+        assert!(error.contains(part), "{args:?}: {error}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+}
