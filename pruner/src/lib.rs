@@ -22,7 +22,9 @@
 #![forbid(unsafe_code)]
 
 pub mod allocator;
+pub mod data;
 mod error;
+pub mod eval;
 mod layer;
 pub mod plan;
 mod recipe;
