@@ -1,1 +1,27 @@
-//! lacuna-bench
+//! The on-device benchmark: opens a model, measures what loading, the first run and steady runs
+//! take, and sets every layer beside the same layer run dense and beside the machine's limits.
+//!
+//! [`run`] measures; [`report`] turns a [`Report`] into text, JSON, CSV or a page. The binary
+//! `lacuna-bench` only reads flags and prints.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod error;
+mod input;
+mod layer;
+mod memory;
+mod model;
+pub mod report;
+mod runner;
+mod stats;
+
+pub use bench::{Config, Report, run};
+pub use error::{Error, Result};
+pub use input::normal;
+pub use layer::{Layer, place_under_limits, set_beside_dense, share_out};
+pub use memory::Resident;
+pub use model::{Facts, Opened, open};
+pub use stats::{Summary, median};
+
+/// The version of the JSON object and of the layers that [`report::json`] writes.
+pub const SCHEMA: u32 = 1;

@@ -1,1 +1,115 @@
-//! lacuna-convert
+//! Opens models of outside formats as Lacuna models, reading data and executing nothing.
+//!
+//! [`open`] tells the format from the content: ONNX; PyTorch state dicts (`.pth`, `.pt`, `.th`;
+//! zip archives and the older plain pickles); safetensors state dicts; and Lacuna's own files.
+//! State dicts carry no graph: their tensor names choose one of the [`architectures`], whose
+//! sizes come from the tensors.
+//!
+//! ```no_run
+//! let model = lacuna_convert::open("resnet50.onnx", &lacuna_convert::Options::default())?;
+//! println!("{} nodes", model.graph().nodes.len());
+//! # Ok::<(), lacuna_convert::Error>(())
+//! ```
+//!
+//! Weights stay in the dtype of the file (f32, f16, bf16); f64 weights are rounded to f32. What a
+//! graph computes at run time is f32 throughout.
+
+#![forbid(unsafe_code)]
+
+mod arch;
+mod error;
+mod format;
+mod safetensors;
+mod source;
+mod torch;
+
+pub use arch::architectures;
+pub use error::{Error, Result};
+pub use format::Format;
+
+use lacuna::Model;
+use lacuna::model::{Dim, Weights};
+use source::Source;
+use std::path::Path;
+
+/// How a file is turned into a model.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The architecture of a state dict, one of [`architectures`]; `None` tells it from the names
+    /// of the tensors. Refused for files that carry their own graph.
+    pub arch: Option<String>,
+    /// The shape of the model's input, in place of what the file or the architecture says.
+    pub input: Option<Vec<Dim>>,
+}
+
+/// Opens a model file of any supported format.
+///
+/// # Errors
+/// When the file is of no known format or damaged, uses an operator, attribute or dtype that is
+/// not supported (the message names the node or tensor and lists what is), or when a state dict
+/// has missing or left-over tensors for its architecture.
+pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
+    let path = path.as_ref();
+    let format = Format::of_file(path)?;
+    if format.has_graph()
+        && let Some(arch) = &options.arch
+    {
+        return Err(Error::Arch {
+            path: path.to_path_buf(),
+            arch: arch.clone(),
+            what: format!("a {format} file has a graph of its own"),
+        });
+    }
+    match format {
+        Format::Lacuna => {
+            if options.input.is_some() {
+                return Err(Error::Format {
+                    path: path.to_path_buf(),
+                    what: "the input shape of a Lacuna file cannot be replaced".into(),
+                });
+            }
+            Model::open(path).map_err(|source| Error::Model {
+                path: path.to_path_buf(),
+                source,
+            })
+        }
+        Format::Onnx => Err(Error::Format {
+            path: path.to_path_buf(),
+            what: "ONNX is not read yet".into(),
+        }),
+        _ => {
+            let source = Source::open(path)?;
+            let tensors = read_state_dict(format, &source)?;
+            let mut model = arch::build(&source, tensors, options)?;
+            model.metadata.source = Some(source.sha256());
+            Ok(model)
+        }
+    }
+}
+
+/// Reads the tensors of a state dict: a PyTorch file or plain safetensors.
+///
+/// A wrapper such as `{"state_dict": ...}` is opened and a `module.` prefix that every name has is
+/// taken off.
+pub fn state_dict(path: impl AsRef<Path>) -> Result<Weights> {
+    let path = path.as_ref();
+    let format = Format::of_file(path)?;
+    read_state_dict(format, &Source::open(path)?)
+}
+
+fn read_state_dict(format: Format, source: &Source) -> Result<Weights> {
+    let tensors = match format {
+        Format::TorchZip => torch::read_zip(source)?,
+        Format::TorchLegacy => torch::read_legacy(source)?,
+        Format::Safetensors => safetensors::read(source)?,
+        Format::Lacuna | Format::Onnx => {
+            return Err(source.error(format!("a {format} file is no state dict")));
+        }
+    };
+    const PREFIX: &str = "module.";
+    if tensors.keys().all(|name| name.starts_with(PREFIX)) {
+        let strip = |(name, t): (String, _)| (name[PREFIX.len()..].to_owned(), t);
+        return Ok(tensors.into_iter().map(strip).collect());
+    }
+    Ok(tensors)
+}

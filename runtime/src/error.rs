@@ -37,6 +37,14 @@ pub enum Error {
         /// What is wrong, with the value.
         what: String,
     },
+    /// The model in a file is not sound.
+    #[error("{path}: {source}")]
+    InFile {
+        /// The file, or a label for bytes in memory.
+        path: PathBuf,
+        /// What is wrong with its graph or a weight.
+        source: Box<Error>,
+    },
     /// A weight contradicts itself or its use.
     #[error("weight `{weight}`: {what}")]
     Weight {
@@ -73,6 +81,10 @@ pub enum Error {
         /// What is wrong, with the value.
         what: String,
     },
+    /// Candle refused an operation.
+    #[cfg(feature = "candle")]
+    #[error("candle: {0}")]
+    Candle(#[source] Box<candle_core::Error>),
     /// An option asks for something that is not there.
     #[error("{0}")]
     Option(String),

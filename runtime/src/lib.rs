@@ -15,6 +15,8 @@
 //! Floors, from the ground up, each importing only those below it: [`model`] (pure data and the
 //! file), `kernels` (compute), [`plan`] (model and device to steps), [`session`] (what an app sees).
 
+#[cfg(feature = "candle")]
+pub mod candle;
 mod error;
 mod kernels;
 pub mod model;
@@ -22,6 +24,8 @@ pub mod plan;
 pub mod session;
 mod tensor;
 
+#[cfg(feature = "candle")]
+pub use candle::nn;
 pub use error::{Error, Result};
 pub use kernels::cpu::{ISA_VARIABLE, Isa};
 pub use model::{Model, Weight};

@@ -1,5 +1,7 @@
 //! The model as data: graph, operators, weights, shapes, and the file. Nothing here computes.
 
+#![deny(unsafe_code)]
+
 mod bytes;
 mod derived;
 pub mod file;

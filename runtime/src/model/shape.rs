@@ -336,7 +336,8 @@ fn windows(window: &Window, h: &Dim, w: &Dim) -> Result<[Dim; 2], String> {
         let span = padded - extent;
         let mut count = span / strides[i] + 1;
         // The last window of `ceil_mode` must start inside the input or its leading padding.
-        if ceil_mode && !span.is_multiple_of(strides[i]) && count * strides[i] < input[i] + pads[i] {
+        if ceil_mode && !span.is_multiple_of(strides[i]) && count * strides[i] < input[i] + pads[i]
+        {
             count += 1;
         }
         out[i] = Dim::Fixed(count);

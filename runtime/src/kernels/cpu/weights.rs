@@ -249,7 +249,9 @@ mod tests {
     #[test]
     fn stream_holds_every_non_zero_once() {
         let row = |r: usize| {
-            let columns: Vec<u32> = (0..300).filter(|k| (k * 7 + r as u32).is_multiple_of(5)).collect();
+            let columns: Vec<u32> = (0..300)
+                .filter(|k| (k * 7 + r as u32).is_multiple_of(5))
+                .collect();
             let values = columns
                 .iter()
                 .map(|&k| (r * 1000) as f32 + k as f32)

@@ -1,14 +1,79 @@
-//! The file: one safetensors file is a whole model.
-use super::Model;
-use crate::Result;
-use std::path::Path;
+//! The file: one safetensors file is a whole model, and any safetensors reader opens it.
+//!
+//! | tensor | dtype, shape | content |
+//! |---|---|---|
+//! | `lacuna.graph` | U8 `[n]` | JSON `{"version": 1, "graph": {..}, "shapes": {weight: logical shape}}` |
+//! | `lacuna.tokenizer` | U8 `[n]` | a `tokenizer.json`, where the model has one |
+//! | `NAME` | any, logical shape | a dense weight |
+//! | `X.compressed` | F32, F16 or BF16 `[nnz]` | the stored values of the sparse weight `X.weight`, row-major |
+//! | `X.bitmask` | U8 `[rows, ceil(cols / 8)]` | where they stand, least significant bit first |
+//! | `X.shape` | I64 `[2]` | `[rows, cols]` |
+//! | `X.row_offsets` | I64 `[rows]` | where each row starts in the values |
+//!
+//! A sparse weight `N` whose name does not end in `.weight` is stored as `N.compressed` and so on.
+//! It is a matrix in the file; `shapes` in `lacuna.graph` gives the shape that the graph sees. These
+//! are the names and the bit order of the `sparse-bitmask` format of compressed-tensors. The
+//! metadata is `format` (`lacuna`), `version` (`1`) and, where known, `recipe` and `source`, each
+//! a SHA-256 in hex. Unknown metadata, unknown JSON keys and unknown tensors that start with
+//! `lacuna.` are ignored; unknown versions are refused.
+//!
+//! Equal models are equal bytes: header keys are sorted, and tensors follow each other by the
+//! alignment that their length keeps, then by name. The data start at a multiple of 64 bytes.
 
-/// Reads a Lacuna file, memory-mapped.
-pub fn read(_path: &Path) -> Result<Model> {
-    Err(crate::Error::Option("not built yet".into()))
+mod atomic;
+mod encoded;
+mod finite;
+mod header;
+#[allow(unsafe_code)]
+mod map;
+mod reader;
+mod tensors;
+mod writer;
+
+pub use encoded::decode_bitmask_tensors;
+pub use tensors::{StoredTensor, Tensors};
+pub use writer::{write, write_dense, write_weights};
+
+use super::{Bytes, Model};
+use crate::Result;
+use std::path::{Path, PathBuf};
+
+const FORMAT: &str = "lacuna";
+const VERSION: &str = "1";
+const RESERVED: &str = "lacuna.";
+const GRAPH: &str = "lacuna.graph";
+const TOKENIZER: &str = "lacuna.tokenizer";
+
+/// Reads a Lacuna file, memory-mapped: weights stay in the file and are shared by every clone of
+/// the model.
+///
+/// Everything is checked before the model is returned: offsets, shapes, masks, counts, that values
+/// are finite, that the graph is sound and that every weight fits it. While a model is open its
+/// file must not be changed in place (replacing it by a rename, as [`write`] does, is fine).
+///
+/// # Errors
+/// Names the file and the tensor, node or value that is wrong, and what the file is when it is no
+/// Lacuna file.
+pub fn read(path: &Path) -> Result<Model> {
+    let mut model = reader::model(&Tensors::open(path)?)?;
+    model.set_path(path);
+    Ok(model)
 }
 
-/// Writes a Lacuna file.
-pub fn write(_model: &Model, _path: &Path) -> Result<()> {
-    Err(crate::Error::Option("not built yet".into()))
+/// Reads the bytes of a whole Lacuna file, such as one that is embedded in an app; `label` stands
+/// for the path in errors.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_bytes(label: impl Into<PathBuf>, file: Bytes) -> Result<Model> {
+    reader::model(&Tensors::parse(label, file)?)
+}
+
+/// A name or value from a file for an error message, cut where it is long.
+fn shown(text: &str) -> String {
+    const LIMIT: usize = 120;
+    match text.char_indices().nth(LIMIT) {
+        Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
 }

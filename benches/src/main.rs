@@ -1,0 +1,141 @@
+//! `lacuna-bench`: what a model brings on this device.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use indicatif::ProgressBar;
+use lacuna_bench::{Config, report};
+use lacuna_targets::Profile;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Measures a model on this device: load, first run and steady latency, memory, and every layer
+/// beside the same layer run dense and beside the limits of this machine.
+///
+/// Input data is pseudo-random, standard normal, the same on every machine. Results go to stdout,
+/// progress to stderr, and only on a terminal.
+#[derive(Parser)]
+#[command(name = "lacuna-bench", version)]
+struct Args {
+    /// A Lacuna file, or anything that the converters open (ONNX, PyTorch state dicts); weights
+    /// with zeros are then encoded on the fly
+    #[arg(required_unless_present = "profile_out")]
+    model: Option<PathBuf>,
+    /// Threads of a run; 0 takes every core
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    threads: usize,
+    /// Untimed runs before the timed ones
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    warmup: usize,
+    /// Steady runs last at least this long
+    #[arg(long, default_value_t = 1000.0, value_name = "M", value_parser = milliseconds)]
+    min_time_ms: f64,
+    /// Instruction set: scalar, avx2, avx512, neon [default: the best one here]
+    #[arg(long)]
+    isa: Option<String>,
+    /// Run every weight dense, and only that
+    #[arg(long)]
+    dense: bool,
+    /// Size of the symbolic first dimension of the inputs
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    batch: usize,
+    /// Measure layers, dense beside sparse, and the limits of this machine; the default unless
+    /// --json is given
+    #[arg(long, conflicts_with = "no_layers")]
+    layers: bool,
+    /// Measure steady latency only
+    #[arg(long)]
+    no_layers: bool,
+    /// Print JSON; the last line is one flat object, with --layers an object of layers before it
+    #[arg(long)]
+    json: bool,
+    /// Write the layers as CSV
+    #[arg(long, value_name = "FILE", conflicts_with = "no_layers")]
+    csv: Option<PathBuf>,
+    /// Write one self-contained page
+    #[arg(long, value_name = "FILE", conflicts_with = "no_layers")]
+    html: Option<PathBuf>,
+    /// Hold layers against the limits of this device profile instead of measuring them quickly
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+    /// Measure this machine for some seconds and write its profile
+    #[arg(long, value_name = "FILE")]
+    profile_out: Option<PathBuf>,
+}
+
+/// A time that a [`Duration`] holds.
+fn milliseconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(ms) if (0.0..=86_400_000.0).contains(&ms) => Ok(ms),
+        _ => Err("expected milliseconds between 0 and 86400000".into()),
+    }
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if let Some(path) = &args.profile_out {
+        write_profile(path, args.threads)?;
+    }
+    let Some(model) = args.model else {
+        return Ok(());
+    };
+    let profile = args.profile.or(args.profile_out);
+    let wanted = args.layers || args.csv.is_some() || args.html.is_some();
+    let config = Config {
+        path: model,
+        threads: args.threads,
+        isa: args.isa,
+        dense: args.dense,
+        batch: args.batch,
+        warmup: args.warmup,
+        min_time: Duration::from_secs_f64(args.min_time_ms / 1e3),
+        layers: wanted || !(args.json || args.no_layers),
+        profile: profile.map(Profile::load).transpose()?,
+    };
+    let bar = ProgressBar::new_spinner();
+    let measured = lacuna_bench::run(&config, |stage| {
+        bar.set_message(stage.to_owned());
+        bar.tick();
+    })?;
+    bar.finish_and_clear();
+    for (path, text) in [
+        (&args.csv, report::csv as fn(&_) -> String),
+        (&args.html, report::html),
+    ] {
+        if let Some(path) = path {
+            std::fs::write(path, text(&measured))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    if args.json {
+        if config.layers {
+            println!("{}", report::layers_json(&measured));
+        }
+        println!("{}", report::json(&measured));
+    } else {
+        print!("{}", report::text(&measured));
+    }
+    Ok(())
+}
+
+/// Measures with one thread, with every core, and with `threads` where that is neither.
+fn write_profile(path: &Path, threads: usize) -> Result<()> {
+    let mut here = Profile::detect();
+    if let Some(stem) = path.file_stem() {
+        here.name = stem.to_string_lossy().into_owned();
+    }
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    here.origin = Some(format!("lacuna-bench --profile-out {file}"));
+    let mut counts = vec![1, here.cores(), threads.max(1)];
+    counts.sort_unstable();
+    counts.dedup();
+    let bar = ProgressBar::new_spinner();
+    for threads in counts {
+        bar.set_message(format!("limits of this machine, {threads} thread(s)"));
+        bar.tick();
+        here.measure(Duration::from_secs(3), threads)?;
+    }
+    bar.finish_and_clear();
+    here.save(path)?;
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! The report for a person at a terminal.
+
+use super::{bytes, count, dims, percent, time};
+use crate::{Layer, Report, Summary};
+use std::fmt::Write;
+
+/// Longer names keep their end.
+const LONGEST_NAME: usize = 32;
+
+/// The report as aligned text: the model, one line a figure, the layers in the order of the
+/// network, the verdict last.
+pub fn text(report: &Report) -> String {
+    let r = report;
+    let mut out = String::new();
+    let shapes = |list: &[(String, Vec<usize>)]| {
+        let parts: Vec<String> = list
+            .iter()
+            .map(|(name, shape)| format!("{name} {}", dims(shape)))
+            .collect();
+        parts.join(", ")
+    };
+    let mut line = |name: &str, what: String| {
+        let _ = writeln!(out, "{name:<9} {what}");
+    };
+    line(
+        "model",
+        format!(
+            "{}   {}   {} parameters, {} not zero ({} sparse, {} of the prunable)",
+            r.model,
+            bytes(r.file_bytes),
+            count(r.facts.parameters),
+            count(r.facts.nonzeros),
+            percent(r.facts.sparsity()),
+            percent(r.facts.prunable_sparsity()),
+        ),
+    );
+    let (inputs, outputs) = (shapes(&r.inputs), shapes(&r.outputs));
+    let plural = if r.threads == 1 { "" } else { "s" };
+    let dense = if r.dense { "   every weight dense" } else { "" };
+    line(
+        "run",
+        format!(
+            "{inputs} -> {outputs}   {} thread{plural}   {}{dense}",
+            r.threads, r.isa
+        ),
+    );
+    line(
+        "start",
+        format!(
+            "load {} ms   encode {} ms   plan {} ms, of which pack {} ms   first run {} ms",
+            time(r.load_ms),
+            time(r.encode_ms),
+            time(r.plan_ms),
+            time(r.pack_ms),
+            time(r.first_ms),
+        ),
+    );
+    let resident = r.resident.map_or("not told here".into(), |m| {
+        format!("peak {}   anonymous {}", bytes(m.peak), bytes(m.anonymous))
+    });
+    line(
+        "memory",
+        format!(
+            "{resident}   (weights {} mapped, {} packed; activations {})",
+            bytes(r.mapped_bytes as u64),
+            bytes(r.packed_bytes as u64),
+            bytes(r.arena_bytes as u64),
+        ),
+    );
+    line("latency", summary(&r.steady));
+    if let Some(dense) = &r.dense_steady {
+        line("dense", summary(dense));
+    }
+    if !r.layers.is_empty() {
+        out.push('\n');
+        out.push_str(&table(r));
+    }
+    for (name, s) in [("", Some(&r.steady)), ("dense: ", r.dense_steady.as_ref())] {
+        if let Some(s) = s.filter(|s| s.noisy()) {
+            let _ = writeln!(
+                out,
+                "\nnote      {name}a noisy machine: {} of {} runs are outliers, sd {} of the mean; \
+                 the minimum is the better guide",
+                s.outliers,
+                s.n,
+                percent(s.sd / s.mean),
+            );
+        }
+    }
+    if let Some(speedup) = r.speedup {
+        let _ = writeln!(out, "\nsparse vs dense: {speedup:.2}x");
+    }
+    out
+}
+
+fn summary(s: &Summary) -> String {
+    let p99 = s
+        .p99
+        .map_or(String::new(), |p| format!("   p99 {}", time(p)));
+    format!(
+        "median {} ms   min {}   mean {} ± {}   p90 {}   p95 {}{p99}   (n = {})",
+        time(s.p50),
+        time(s.min),
+        time(s.mean),
+        time(s.sd),
+        time(s.p90),
+        time(s.p95),
+        s.n,
+    )
+}
+
+/// The layers, aligned; columns that say nothing for any layer are left out.
+fn table(report: &Report) -> String {
+    let optional = |value: Option<String>| value.unwrap_or_default();
+    let row = |l: &Layer| -> Vec<String> {
+        let weight = match l.weight_bytes {
+            0 => String::new(),
+            _ => format!("{} {}", l.residency, percent(l.density)),
+        };
+        let products = l.macs > 0;
+        vec![
+            tail(&l.node),
+            l.op.clone(),
+            l.shape.clone(),
+            l.kernel.clone(),
+            weight,
+            time(l.ms),
+            percent(l.share),
+            optional(products.then(|| format!("{:.1}", l.gflops))),
+            format!("{:.1}", l.gbs),
+            optional(l.of_limit.map(percent)),
+            optional(l.dense_ms.map(time)),
+            optional(l.speedup().map(|s| format!("{s:.2}x"))),
+            l.reason.clone(),
+        ]
+    };
+    let head = [
+        "node", "op", "shape", "kernel", "weight", "ms", "share", "GFLOP/s", "GB/s", "of limit",
+        "dense ms", "faster", "why",
+    ];
+    let left = |column: usize| column < 5 || column == 12;
+    let mut rows: Vec<Vec<String>> = report.layers.iter().map(row).collect();
+    let total: f64 = report.layers.iter().map(|l| l.ms).sum();
+    let mut sum = vec![String::new(); head.len()];
+    sum[0] = "sum of medians".into();
+    sum[5] = time(total);
+    let dense: Option<f64> = report.layers.iter().map(|l| l.dense_ms).sum();
+    if let Some(dense) = dense {
+        sum[10] = time(dense);
+        sum[11] = format!("{:.2}x", dense / total);
+    }
+    rows.push(sum);
+    let widths: Vec<usize> = head
+        .iter()
+        .enumerate()
+        .map(|(i, name)| {
+            let widest = rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0);
+            match widest {
+                0 => 0,
+                w => w.max(name.len()),
+            }
+        })
+        .collect();
+    let mut out = String::new();
+    let mut write = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut line = String::new();
+        for (i, cell) in cells.enumerate() {
+            let width = widths[i];
+            match (width, left(i)) {
+                (0, _) => {}
+                (_, true) => line.push_str(&format!("{cell:<width$}  ")),
+                (_, false) => line.push_str(&format!("{cell:>width$}  ")),
+            }
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    };
+    write(&mut head.into_iter());
+    for row in &rows {
+        write(&mut row.iter().map(String::as_str));
+    }
+    if let Some(l) = report.limits {
+        let level = |name: &str, rate: Option<f64>| {
+            rate.map_or(String::new(), |r| format!("   {name} {r:.0}"))
+        };
+        let _ = writeln!(
+            out,
+            "limits of this machine, {} thread(s): {:.0} GFLOP/s, GB/s read:{}{}{}{}",
+            l.threads,
+            l.fma_gflops,
+            level("L1", l.l1_gbs),
+            level("L2", l.l2_gbs),
+            level("L3", l.l3_gbs),
+            level("memory", Some(l.dram_gbs)),
+        );
+    }
+    out
+}
+
+/// A name, its beginning cut when it is long.
+fn tail(name: &str) -> String {
+    let length = name.chars().count();
+    match length > LONGEST_NAME {
+        false => name.to_owned(),
+        true => {
+            let end: String = name.chars().skip(length - LONGEST_NAME + 1).collect();
+            format!("…{end}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::sample;
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_the_verdict_is_last() {
+        let text = text(&sample());
+        let head = text.lines().find(|l| l.starts_with("node")).unwrap();
+        let stem = text.lines().find(|l| l.starts_with("stem")).unwrap();
+        for (column, cell) in [("kernel", "f32_conv_sparse"), ("why", "density 0.10")] {
+            assert_eq!(head.find(column), stem.find(cell), "{column}\n{text}");
+        }
+        let end = |line: &str, cell: &str| line.find(cell).unwrap() + cell.len();
+        assert_eq!(end(head, " ms"), end(stem, "2.000"), "{text}");
+        assert_eq!(text.lines().last(), Some("sparse vs dense: 2.00x"));
+        assert!(!text.contains("noisy"), "{text}");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_shown() {
+        let mut report = sample();
+        report.dense_steady = None;
+        report.speedup = None;
+        report.limits = None;
+        report.resident = None;
+        for layer in &mut report.layers {
+            layer.dense_ms = None;
+            layer.of_limit = None;
+        }
+        let shown = text(&report);
+        for absent in ["dense", "faster", "of limit", "limits of", "peak"] {
+            let line = shown
+                .lines()
+                .find(|l| l.contains(absent) && !l.contains("density"));
+            assert_eq!(line, None, "{shown}");
+        }
+        report.layers.clear();
+        assert!(!text(&report).contains("node"));
+    }
+
+    #[test]
+    fn noise_is_noted() {
+        let mut report = sample();
+        report.steady = Summary::of(&[1.0, 1.01, 1.02, 1.01, 9.0]).unwrap();
+        let text = text(&report);
+        assert!(text.contains("1 of 5 runs are outliers"), "{text}");
+    }
+
+    #[test]
+    fn long_names_keep_their_end() {
+        let name = format!("/features/{}/conv/Conv", "x".repeat(40));
+        let short = tail(&name);
+        assert_eq!(short.chars().count(), LONGEST_NAME);
+        assert!(short.starts_with('…') && short.ends_with("/conv/Conv"));
+    }
+}

@@ -1,0 +1,18 @@
+//! The bridge to candle: conversions to and from its tensors, modules that run our kernels inside
+//! any candle program ([`nn`]), and an executor of a [`Graph`](crate::model::Graph) in candle ops
+//! ([`Reference`]), used to calibrate, to train and to test.
+
+mod convert;
+pub mod nn;
+mod ops;
+mod reference;
+mod window;
+
+pub use convert::with_view;
+pub use reference::Reference;
+
+impl From<candle_core::Error> for crate::Error {
+    fn from(error: candle_core::Error) -> Self {
+        crate::Error::Candle(Box::new(error))
+    }
+}

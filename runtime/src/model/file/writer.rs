@@ -1,0 +1,395 @@
+//! A model becomes a file.
+
+use super::encoded::{Parts, prefix};
+use super::header::MAX_HEADER;
+use super::{
+    FORMAT, GRAPH, RESERVED, TOKENIZER, Tensors, VERSION, atomic, finite, map, reader, shown,
+};
+use crate::model::{Bytes, Encoding, Graph, Model, Weight, Weights};
+use crate::{DType, Error, Result};
+use serde::Serialize;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The alignment of the data, and of every tensor whose length keeps it.
+const ALIGN: usize = 64;
+
+/// One tensor to be written.
+struct Item<'a> {
+    /// The weight that it belongs to, for errors.
+    owner: &'a str,
+    dtype: DType,
+    shape: Vec<usize>,
+    len: usize,
+    data: Data<'a>,
+}
+
+enum Data<'a> {
+    Bytes(Bytes),
+    /// A sparse weight that is decoded while it is written.
+    Decode(&'a Weight),
+}
+
+impl Item<'_> {
+    fn bytes(&self) -> Bytes {
+        match &self.data {
+            Data::Bytes(bytes) => bytes.clone(),
+            Data::Decode(weight) => match weight.decode().encoding() {
+                Encoding::Dense(data) => data.clone(),
+                Encoding::Bitmask(b) => b.values.clone(),
+            },
+        }
+    }
+}
+
+/// The tensors of a file, by name.
+type Items<'a> = BTreeMap<String, Item<'a>>;
+
+/// Writes a Lacuna file: equal models give equal bytes.
+///
+/// The file is written beside `path`, synced, read back and compared, and only then renamed to
+/// `path`; on any failure what was there before stays.
+///
+/// # Errors
+/// When two weights would be stored under one name, when a value is not finite, when `path` is the
+/// file that the model was opened from, and when the system refuses.
+pub fn write(model: &Model, path: &Path) -> Result<()> {
+    refuse_own_source(model, path)?;
+    let mut items = Items::new();
+    let mut shapes: BTreeMap<&str, &[usize]> = BTreeMap::new();
+    for (name, weight) in model.weights() {
+        finite::check(weight).map_err(|what| fault(name, what))?;
+        if weight.is_sparse() {
+            shapes.insert(name, weight.shape());
+        }
+        add_weight(&mut items, name, weight)?;
+    }
+    for name in items.keys() {
+        if let Some(p) = name.strip_suffix(".compressed")
+            && let Some(mask) = items.get(&Parts::of(p).bitmask)
+            && prefix(mask.owner) != p
+        {
+            return Err(fault(
+                name,
+                format!(
+                    "beside the weight `{}` it would be read as an encoded weight",
+                    shown(mask.owner)
+                ),
+            ));
+        }
+    }
+    check_graph(model.graph())?;
+    let json = graph_json(model.graph(), &shapes)?;
+    add_bytes(&mut items, GRAPH, json.into());
+    if let Some(tokenizer) = &model.tokenizer {
+        add_bytes(&mut items, TOKENIZER, tokenizer.clone());
+    }
+    let mut metadata = BTreeMap::from([("format", FORMAT), ("version", VERSION)]);
+    for (key, value) in [
+        ("recipe", &model.metadata.recipe),
+        ("source", &model.metadata.source),
+    ] {
+        if let Some(value) = value {
+            metadata.insert(key, value);
+        }
+    }
+    write_items(path, &items, &metadata, |tensors| {
+        let back = reader::model(tensors)?;
+        let same = back.graph() == model.graph()
+            && back.weights().len() == model.weights().len()
+            && back.metadata == model.metadata
+            && back.weights().iter().zip(model.weights()).all(|(a, b)| {
+                a.0 == b.0 && a.1.shape() == b.1.shape() && a.1.is_sparse() == b.1.is_sparse()
+            });
+        if same {
+            Ok(())
+        } else {
+            Err(tensors.file_fault("the model that was written reads back as another one"))
+        }
+    })
+}
+
+/// Writes every weight of a model decoded into a plain safetensors file, without the graph.
+///
+/// Atomic and checked, as [`write`].
+///
+/// # Errors
+/// As [`write`].
+pub fn write_dense(model: &Model, path: &Path) -> Result<()> {
+    refuse_own_source(model, path)?;
+    write_weights(model.weights(), path)
+}
+
+/// Writes weights decoded into a plain safetensors file.
+///
+/// Atomic and checked, as [`write`].
+///
+/// # Errors
+/// When a name is reserved, and when the system refuses.
+pub fn write_weights(weights: &Weights, path: &Path) -> Result<()> {
+    let mut items = Items::new();
+    for (name, weight) in weights {
+        check_name(name)?;
+        let (len, data) = match weight.encoding() {
+            Encoding::Dense(data) => (data.len(), Data::Bytes(data.clone())),
+            Encoding::Bitmask(_) => (weight.numel() * weight.dtype().size(), Data::Decode(weight)),
+        };
+        let item = Item {
+            owner: name,
+            dtype: weight.dtype(),
+            shape: weight.shape().to_vec(),
+            len,
+            data,
+        };
+        items.insert(name.clone(), item);
+    }
+    // The value that stock loaders of PyTorch checkpoints ask for.
+    write_items(
+        path,
+        &items,
+        &BTreeMap::from([("format", "pt")]),
+        |_| Ok(()),
+    )
+}
+
+fn fault(weight: &str, what: impl Into<String>) -> Error {
+    Error::Weight {
+        weight: shown(weight),
+        what: what.into(),
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name == "__metadata__" || name.starts_with(RESERVED) {
+        return Err(fault(name, "the file keeps this name for itself"));
+    }
+    Ok(())
+}
+
+fn add_weight<'a>(items: &mut Items<'a>, name: &'a str, weight: &Weight) -> Result<()> {
+    check_name(name)?;
+    let mut add = |stored: String, dtype, shape: Vec<usize>, bytes: Bytes| {
+        check_name(&stored)?;
+        let item = Item {
+            owner: name,
+            dtype,
+            shape,
+            len: bytes.len(),
+            data: Data::Bytes(bytes),
+        };
+        if let Some(other) = items.get(&stored) {
+            return Err(fault(
+                name,
+                format!(
+                    "would be stored as `{}`, and so would the weight `{}`",
+                    shown(&stored),
+                    shown(other.owner)
+                ),
+            ));
+        }
+        items.insert(stored, item);
+        Ok(())
+    };
+    match weight.encoding() {
+        Encoding::Dense(data) => add(
+            name.to_owned(),
+            weight.dtype(),
+            weight.shape().to_vec(),
+            data.clone(),
+        ),
+        Encoding::Bitmask(b) => {
+            let parts = Parts::of(prefix(name));
+            let shape = [b.rows, b.cols].map(|n| (n as u64).to_le_bytes());
+            let nnz = b.values.len() / weight.dtype().size();
+            add(
+                parts.compressed,
+                weight.dtype(),
+                vec![nnz],
+                b.values.clone(),
+            )?;
+            add(
+                parts.bitmask,
+                DType::U8,
+                vec![b.rows, b.mask_stride()],
+                b.mask.clone(),
+            )?;
+            add(
+                parts.shape,
+                DType::I64,
+                vec![2],
+                shape.as_flattened().to_vec().into(),
+            )?;
+            add(
+                parts.row_offsets,
+                DType::I64,
+                vec![b.rows],
+                b.row_offsets.clone(),
+            )
+        }
+    }
+}
+
+fn add_bytes<'a>(items: &mut Items<'a>, name: &'a str, bytes: Bytes) {
+    let item = Item {
+        owner: name,
+        dtype: DType::U8,
+        shape: vec![bytes.len()],
+        len: bytes.len(),
+        data: Data::Bytes(bytes),
+    };
+    items.insert(name.to_owned(), item);
+}
+
+/// Refuses attributes that JSON cannot hold.
+fn check_graph(graph: &Graph) -> Result<()> {
+    for node in &graph.nodes {
+        let back = serde_json::to_vec(node).and_then(|json| serde_json::from_slice(&json));
+        match back {
+            Ok(back) if *node == back => {}
+            Ok(_) => {
+                return Err(Error::node(
+                    node,
+                    "an attribute does not survive the file: not finite?",
+                ));
+            }
+            Err(e) => return Err(Error::node(node, format!("does not survive the file: {e}"))),
+        }
+    }
+    Ok(())
+}
+
+fn graph_json(graph: &Graph, shapes: &BTreeMap<&str, &[usize]>) -> Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        version: u64,
+        graph: &'a Graph,
+        shapes: &'a BTreeMap<&'a str, &'a [usize]>,
+    }
+    serde_json::to_vec(&Document {
+        version: 1,
+        graph,
+        shapes,
+    })
+    .map_err(|e| Error::Graph {
+        graph: graph.name.clone(),
+        what: format!("cannot become JSON: {e}"),
+    })
+}
+
+fn refuse_own_source(model: &Model, path: &Path) -> Result<()> {
+    let Some(source) = model.path() else {
+        return Ok(());
+    };
+    if same_file(source, path) {
+        return Err(Error::File {
+            path: path.to_path_buf(),
+            what: "is the file that the model is mapped from; write to another one".into(),
+        });
+    }
+    Ok(())
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        if let (Ok(a), Ok(b)) = (std::fs::metadata(a), std::fs::metadata(b)) {
+            return a.dev() == b.dev() && a.ino() == b.ino();
+        }
+    }
+    match (std::fs::canonicalize(a), std::fs::canonicalize(b)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+/// Names in the order of their data: the longer a power of two divides a length, the earlier, so
+/// that every tensor starts at a multiple of what its own length keeps.
+fn order<'i>(items: &'i Items<'_>) -> Vec<(&'i String, &'i Item<'i>)> {
+    let mut order: Vec<_> = items.iter().collect();
+    order.sort_by_key(|(_, item)| Reverse((item.len | ALIGN).trailing_zeros()));
+    order
+}
+
+/// The length and the JSON of the header, padded so that the data are aligned.
+fn header(path: &Path, items: &Items<'_>, metadata: &BTreeMap<&str, &str>) -> Result<Vec<u8>> {
+    #[derive(Serialize)]
+    #[serde(untagged)]
+    enum Entry<'a> {
+        Metadata(&'a BTreeMap<&'a str, &'a str>),
+        Tensor {
+            dtype: &'static str,
+            shape: &'a [usize],
+            data_offsets: [usize; 2],
+        },
+    }
+    let mut keys: BTreeMap<&str, Entry<'_>> = BTreeMap::new();
+    let mut at = 0;
+    for (name, item) in order(items) {
+        keys.insert(
+            name,
+            Entry::Tensor {
+                dtype: item.dtype.name(),
+                shape: &item.shape,
+                data_offsets: [at, at + item.len],
+            },
+        );
+        at += item.len;
+    }
+    keys.insert("__metadata__", Entry::Metadata(metadata));
+    let refuse = |what: String| Error::File {
+        path: path.to_path_buf(),
+        what,
+    };
+    let mut bytes = vec![0; 8];
+    serde_json::to_writer(&mut bytes, &keys).map_err(|e| refuse(format!("header: {e}")))?;
+    bytes.resize(bytes.len().next_multiple_of(ALIGN), b' ');
+    let length = bytes.len() - 8;
+    if length > MAX_HEADER {
+        return Err(refuse(format!(
+            "a header of {length} bytes, the limit is {MAX_HEADER}"
+        )));
+    }
+    bytes[..8].copy_from_slice(&(length as u64).to_le_bytes());
+    Ok(bytes)
+}
+
+/// Writes, reads back, compares every tensor, and asks `check`.
+fn write_items(
+    path: &Path,
+    items: &Items<'_>,
+    metadata: &BTreeMap<&str, &str>,
+    check: impl FnOnce(&Tensors) -> Result<()>,
+) -> Result<()> {
+    let header = header(path, items, metadata)?;
+    atomic::replace(
+        path,
+        |out| {
+            out.write_all(&header)?;
+            order(items)
+                .iter()
+                .try_for_each(|(_, item)| out.write_all(&item.bytes()))
+        },
+        |temporary| {
+            let tensors = Tensors::parse(path, map::map(temporary)?)?;
+            if tensors.len() != items.len() {
+                return Err(tensors.file_fault(format!(
+                    "{} tensors read back, {} written",
+                    tensors.len(),
+                    items.len()
+                )));
+            }
+            for (name, item) in items {
+                let back = tensors.require(name)?;
+                if back.dtype() != Some(item.dtype)
+                    || back.shape != item.shape
+                    || back.bytes[..] != item.bytes()[..]
+                {
+                    return Err(tensors.fault(name, "reads back different from what was written"));
+                }
+            }
+            check(&tensors)
+        },
+    )
+}
