@@ -41,4 +41,4 @@ pub use plan::{Plan, PlannedLayer};
 pub use recipe::{AllocatorName, Floor, Pruned, Recipe, RefinerName, SolverName};
 pub use refiner::Refiner;
 pub use solver::{MagnitudeSolver, Solver};
-pub use write::{export_dense, save};
+pub use write::save;
