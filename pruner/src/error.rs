@@ -43,9 +43,9 @@ pub enum Error {
     },
     /// A weight that cannot be ranked.
     #[error(
-        "weight `{weight}`: element {index} (flat index) is NaN; magnitudes cannot be ranked, repair the checkpoint or exclude the weight"
+        "weight `{weight}`: element {index} (flat index) is NaN or infinite and cannot be ranked; repair the checkpoint, or exclude the weight"
     )]
-    NotANumber {
+    NotFinite {
         /// The weight's name.
         weight: String,
         /// Its flat index, row-major.

@@ -84,6 +84,7 @@ pub fn evaluate(
             isa: options.isa.clone(),
             dense: options.dense,
             symbols: crate::report::bind(model, &symbols),
+            ..SessionOptions::default()
         },
     )?;
     let (Some((name, shape)), Some((_, output))) =
@@ -92,7 +93,9 @@ pub fn evaluate(
         return refuse("the model has no input or no output".into());
     };
     let [batch, channels, height, width] = shape[..] else {
-        return refuse(format!("input `{name}` has shape {shape:?}, not [N, C, H, W]"));
+        return refuse(format!(
+            "input `{name}` has shape {shape:?}, not [N, C, H, W]"
+        ));
     };
     let outputs: usize = output.iter().product();
     if batch == 0 || outputs == 0 || !outputs.is_multiple_of(batch) {
@@ -119,6 +122,7 @@ pub fn evaluate(
     let shapes: Vec<Vec<usize>> = session.outputs().iter().map(|o| o.1.clone()).collect();
     let mut results: Vec<Tensor> = shapes.iter().map(|s| Tensor::zeros(s)).collect();
     let (mut top1, mut top5) = (0, 0);
+    let mut done = 0;
     for chunk in indices.chunks(batch) {
         // A last, smaller chunk leaves earlier images behind it; their outputs are not read.
         (chunk.par_iter().zip(images.par_chunks_mut(size))).try_for_each(|(&i, to)| {
@@ -141,7 +145,8 @@ pub fn evaluate(
             top1 += usize::from(rank < 1);
             top5 += usize::from(rank < 5);
         }
-        progress(chunk.last().map_or(0, |_| top_index(&indices, chunk)), count);
+        done += chunk.len();
+        progress(done, count);
     }
     Ok(Accuracy {
         samples: count,
@@ -155,4 +160,41 @@ pub fn evaluate(
         isa: session.isa().to_owned(),
         batch,
     })
+}
+
+fn preprocess(options: &EvalOptions, input: [usize; 3]) -> Result<Preprocess> {
+    let preset = options.preset;
+    let preset = preset.unwrap_or_else(|| Preset::for_input(input[0], input[1]));
+    let mut preprocess = Preprocess::new(preset, input);
+    if let Some(mean) = &options.mean {
+        preprocess.mean.clone_from(mean);
+    }
+    if let Some(std) = &options.std {
+        preprocess.std.clone_from(std);
+    }
+    if let Some(size) = options.size {
+        preprocess.size = Some(size);
+        preprocess.always_resize = true;
+    }
+    preprocess.check()?;
+    Ok(preprocess)
+}
+
+/// How many classes come before `label` when the largest score is first.
+fn rank(scores: &[f32], label: usize) -> usize {
+    let own = scores[label];
+    let before = |(class, &score): (usize, &f32)| score > own || score == own && class < label;
+    scores.iter().enumerate().filter(|&s| before(s)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_scores_rank_by_class() {
+        let scores = [1.0, 3.0, 3.0, 2.0];
+        let ranks: Vec<usize> = (0..4).map(|label| rank(&scores, label)).collect();
+        assert_eq!(ranks, [3, 0, 1, 2]);
+    }
 }

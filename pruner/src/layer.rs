@@ -30,7 +30,7 @@ impl Layer<'_> {
 /// The prunable weights whose names match any of `include` (all, when it is empty) and none of
 /// `exclude`, in graph order. Patterns are shell globs; each must match something.
 ///
-/// Refuses weights that are not floating point and weights with NaN.
+/// Refuses weights that are not floating point and weights with NaN or infinity.
 pub(crate) fn select<'m>(
     model: &'m Model,
     include: &[String],
@@ -81,8 +81,8 @@ pub(crate) fn select<'m>(
                     dtype: weight.dtype(),
                 });
             }
-            if let Some(index) = first_nan(weight) {
-                return Err(Error::NotANumber {
+            if let Some(index) = first_not_finite(weight) {
+                return Err(Error::NotFinite {
                     weight: name.to_owned(),
                     index,
                 });
@@ -102,8 +102,8 @@ pub(crate) fn select<'m>(
     }
 }
 
-/// The flat index of the first NaN of a floating-point weight.
-fn first_nan(weight: &Weight) -> Option<usize> {
+/// The flat index of the first NaN or infinity of a floating-point weight.
+fn first_not_finite(weight: &Weight) -> Option<usize> {
     let data = match weight.encoding() {
         Encoding::Dense(data) => data,
         Encoding::Bitmask(b) => &b.values,
@@ -113,17 +113,17 @@ fn first_nan(weight: &Weight) -> Option<usize> {
             .as_chunks::<4>()
             .0
             .iter()
-            .position(|b| f32::from_le_bytes(*b).is_nan()),
+            .position(|b| !f32::from_le_bytes(*b).is_finite()),
         DType::F16 => data
             .as_chunks::<2>()
             .0
             .iter()
-            .position(|b| f16::from_le_bytes(*b).is_nan()),
+            .position(|b| !f16::from_le_bytes(*b).is_finite()),
         DType::BF16 => data
             .as_chunks::<2>()
             .0
             .iter()
-            .position(|b| bf16::from_le_bytes(*b).is_nan()),
+            .position(|b| !bf16::from_le_bytes(*b).is_finite()),
         _ => None,
     }?;
     Some(match weight.encoding() {

@@ -22,7 +22,9 @@
 #![forbid(unsafe_code)]
 
 pub mod allocator;
+pub mod data;
 mod error;
+pub mod eval;
 mod layer;
 pub mod plan;
 mod recipe;
@@ -39,4 +41,4 @@ pub use plan::{Plan, PlannedLayer};
 pub use recipe::{AllocatorName, Floor, Pruned, Recipe, RefinerName, SolverName};
 pub use refiner::Refiner;
 pub use solver::{MagnitudeSolver, Solver};
-pub use write::{export_dense, save};
+pub use write::save;

@@ -150,20 +150,26 @@ fn patterns_choose_and_must_match() {
 }
 
 #[test]
-fn nan_is_refused_with_its_place_dense_and_sparse() {
+fn nan_and_infinity_are_refused_with_their_place_dense_and_sparse() {
     let mut bad = noise(30, 1.0, 5);
     bad[4] = 0.0;
     bad[17] = f32::NAN;
     let weight = Weight::from_f32(&[5, 6], &bad);
-    let half: Vec<u8> = [0u16, 0x7e00, 0]
-        .iter()
-        .flat_map(|b| b.to_le_bytes())
-        .collect();
-    let half = Weight::dense(vec![1, 3], DType::F16, half.into()).unwrap();
-    for (weight, place) in [(weight.encode(), 17), (weight, 17), (half, 1)] {
+    let half = |dtype: DType, bits: u16| {
+        let bytes: Vec<u8> = [0, bits, 0].iter().flat_map(|b| b.to_le_bytes()).collect();
+        Weight::dense(vec![1, 3], dtype, bytes.into()).unwrap()
+    };
+    let cases = [
+        (weight.encode(), 17),
+        (weight, 17),
+        (half(DType::F16, 0x7e00), 1),
+        (half(DType::F16, 0xfc00), 1),
+        (half(DType::BF16, 0x7f80), 1),
+    ];
+    for (weight, place) in cases {
         let model = linears(vec![Weight::from_f32(&[1, 2], &[1.0, 2.0]), weight]);
         match global(0.5).plan(&model).unwrap_err() {
-            Error::NotANumber { weight, index } => {
+            Error::NotFinite { weight, index } => {
                 assert_eq!((weight.as_str(), index), ("w1", place));
             }
             e => panic!("{e}"),

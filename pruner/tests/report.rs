@@ -1,8 +1,7 @@
 //! The figures of a model against figures counted by hand.
 
+use lacuna::Model;
 use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Symbols, Weight, Weights};
-use lacuna::{DType, Model};
-use lacuna_prune::export_dense;
 use lacuna_prune::report::report;
 
 fn node(name: &str, op: Op, inputs: &[&str]) -> Node {
@@ -85,30 +84,4 @@ fn macs_scale_with_the_batch() {
     let one = report(&model(), &Symbols::new()).unwrap();
     let three = report(&model(), &Symbols::from([("N".to_string(), 3)])).unwrap();
     assert_eq!(three.totals.dense_macs, 3 * one.totals.dense_macs);
-}
-
-#[test]
-fn the_dense_export_is_plain_safetensors() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("dense.safetensors");
-    let model = model();
-    export_dense(&model, &path).unwrap();
-    let bytes = std::fs::read(&path).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut names = file.names();
-    names.sort();
-    assert_eq!(names, ["a.bias", "a.weight", "fc.weight"]);
-    let fc = file.tensor("fc.weight").unwrap();
-    assert_eq!(fc.shape(), [10, 4]);
-    let back = Weight::dense(vec![10, 4], DType::F32, fc.data().to_vec().into()).unwrap();
-    assert_eq!(back.to_f32(), model.weights()["fc.weight"].to_f32());
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-}
-
-#[test]
-fn a_failed_export_leaves_nothing_behind() {
-    let folder = tempfile::tempdir().unwrap();
-    let e = export_dense(&model(), &folder.path().join("no/such/dense.safetensors")).unwrap_err();
-    assert!(e.to_string().contains("no/such/dense.safetensors"), "{e}");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }

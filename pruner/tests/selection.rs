@@ -1,4 +1,4 @@
-//! The histograms against a sort of everything: ties, zeros, denormals, infinities, 16-bit dtypes.
+//! The histograms against a sort of everything: ties, zeros, denormals, 16-bit dtypes.
 
 mod common;
 
@@ -50,7 +50,7 @@ fn sorted_global(
     Some(out)
 }
 
-/// Magnitudes with many ties and every kind of float but NaN.
+/// Magnitudes with many ties and every kind of finite float.
 fn weight() -> impl Strategy<Value = f32> {
     prop_oneof![
         4 => (-8i8..8).prop_map(|v| f32::from(v) * 0.25),
@@ -58,8 +58,7 @@ fn weight() -> impl Strategy<Value = f32> {
         1 => Just(0.0f32),
         1 => Just(-0.0f32),
         1 => (0u32..4).prop_map(f32::from_bits),
-        1 => any::<u32>().prop_map(f32::from_bits).prop_filter("NaN", |v| !v.is_nan()),
-        1 => Just(f32::INFINITY),
+        1 => any::<u32>().prop_map(f32::from_bits).prop_filter("not finite", |v| v.is_finite()),
     ]
 }
 
@@ -164,10 +163,10 @@ proptest! {
             true => bf16::from_bits(*b).to_f32(),
             false => f16::from_bits(*b).to_f32(),
         };
-        // NaN becomes zero.
+        // What is not finite becomes zero.
         let bits: Vec<Vec<u16>> = bits
             .iter()
-            .map(|l| l.iter().map(|b| if to_f32(b).is_nan() { 0 } else { *b }).collect())
+            .map(|l| l.iter().map(|b| if !to_f32(b).is_finite() { 0 } else { *b }).collect())
             .collect();
         let mut layers: Vec<Vec<f32>> =
             bits.iter().map(|l| l.iter().map(to_f32).collect()).collect();

@@ -23,12 +23,16 @@ pub struct Idx {
 /// The IDX image file of a folder: the one, or the one whose name starts with the split
 /// (`t10k` is the test split).
 pub(super) fn images_in(folder: &Path, split: &str) -> Result<Option<PathBuf>> {
-    let name = |p: &Path| p.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = |p: &Path| {
+        p.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
     let mut files = list(folder)?;
     files.retain(|p| name(p).contains("images-idx3-ubyte"));
-    let wanted = |p: &&PathBuf| {
-        name(p).starts_with(split) || split == "test" && name(p).starts_with("t10k")
-    };
+    let wanted =
+        |p: &&PathBuf| name(p).starts_with(split) || split == "test" && name(p).starts_with("t10k");
     match (files.iter().find(wanted), files.as_slice()) {
         (Some(file), _) | (None, [file]) => Ok(Some(file.clone())),
         (None, []) => Ok(None),
@@ -47,7 +51,8 @@ impl Idx {
         if other == name {
             return Err(Error::Data {
                 path: images.to_owned(),
-                what: "the name lacks `images-idx3`, from which the label file's name is made".into(),
+                what: "the name lacks `images-idx3`, from which the label file's name is made"
+                    .into(),
             });
         }
         Idx::open_pair(images, &images.with_file_name(other))
@@ -61,7 +66,10 @@ impl Idx {
             what,
         };
         let [count, height, width] = dims[..] else {
-            return Err(refuse(images, format!("{} axes, images have 3", dims.len())));
+            return Err(refuse(
+                images,
+                format!("{} axes, images have 3", dims.len()),
+            ));
         };
         let (dims, labels_read) = read_idx(labels)?;
         if dims != [count] {

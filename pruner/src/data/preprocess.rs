@@ -186,7 +186,10 @@ fn resize(image: &Image, size: usize) -> Result<Image, String> {
     let scale = |n: usize| if n == short { size } else { size * n / short };
     let (height, width) = (scale(image.height), scale(image.width));
     if height.max(width) > 1 << 16 {
-        return Err(format!("an aspect ratio of {}x{}", image.height, image.width));
+        return Err(format!(
+            "an aspect ratio of {}x{}",
+            image.height, image.width
+        ));
     }
     let pixels = match image.channels {
         1 => resample::<image::Luma<u8>>(image, height, width),
@@ -233,7 +236,10 @@ mod tests {
         let mut out = [0.0; 6];
         p.apply(&image(1, 2, 3), &mut out).unwrap();
         let expected = [0.0, 3.0, 2.0, 8.0, 2.0, 5.0];
-        assert!(out.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{out:?}");
+        assert!(
+            out.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4),
+            "{out:?}"
+        );
     }
 
     #[test]
@@ -245,7 +251,9 @@ mod tests {
             ..Preprocess::new(Preset::FashionMnist, [1, 4, 4])
         };
         // Left half black, right half white, 8 x 16: after the resize 4 x 8, the crop is its middle.
-        let pixels = (0..8 * 16).map(|i| if i % 16 < 8 { 0 } else { 255 }).collect();
+        let pixels = (0..8 * 16)
+            .map(|i| if i % 16 < 8 { 0 } else { 255 })
+            .collect();
         let wide = Image {
             height: 8,
             width: 16,

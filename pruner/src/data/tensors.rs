@@ -24,8 +24,14 @@ pub struct Tensors {
 
 #[derive(Clone, Debug)]
 enum Images {
-    Pixels { shape: [usize; 3], data: Vec<u8> },
-    Jpeg { ranges: Vec<Range<usize>>, data: Vec<u8> },
+    Pixels {
+        shape: [usize; 3],
+        data: Vec<u8>,
+    },
+    Jpeg {
+        ranges: Vec<Range<usize>>,
+        data: Vec<u8>,
+    },
 }
 
 impl Tensors {
@@ -48,12 +54,11 @@ impl Tensors {
         let need = |name: &str| {
             find(name).ok_or_else(|| format!("no tensor `{split}_{name}` or `{name}`"))
         };
-        let bytes_of = |(name, view): &(String, safetensors::tensor::TensorView<'_>)| {
-            match view.dtype() {
+        let bytes_of =
+            |(name, view): &(String, safetensors::tensor::TensorView<'_>)| match view.dtype() {
                 Dtype::U8 => Ok(view.data().to_vec()),
                 other => Err(format!("tensor `{name}` is {other:?}, not U8")),
-            }
-        };
+            };
         let labels = need("labels")?;
         let labels = integers(&labels.0, &labels.1)?;
         let (images, count) = if let Some(jpeg) = find("jpeg") {

@@ -1,0 +1,98 @@
+//! The command line: one module per verb. A verb returns what goes to stdout.
+
+mod convert;
+mod demo;
+mod eval;
+mod export;
+mod inspect;
+mod prune;
+mod text;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use lacuna::Model;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// The version of every JSON object that this program prints.
+const SCHEMA: u32 = 1;
+
+/// Prunes models for the Lacuna runtime: a checkpoint in, a sparse file out.
+///
+/// Results go to stdout, progress to stderr.
+#[derive(Parser)]
+#[command(name = "prune", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Turns a checkpoint (ONNX, PyTorch, safetensors) into a Lacuna file
+    Convert(convert::Convert),
+    /// Shows what is in a model, layer by layer
+    Inspect(inspect::Inspect),
+    /// Prunes by one magnitude threshold for the whole network
+    GlobalMp(prune::GlobalMp),
+    /// Prunes the same share of every layer by magnitude
+    Magnitude(prune::Magnitude),
+    /// Measures top-1 and top-5 accuracy on labelled images
+    Eval(eval::Eval),
+    /// Writes a model for other programs
+    Export(export::Export),
+    /// Prunes the model that comes with the project and shows what it brings and costs
+    Demo(demo::Demo),
+}
+
+impl Cli {
+    /// Runs the verb and returns its output.
+    pub fn run(&self) -> Result<String> {
+        match &self.verb {
+            Verb::Convert(v) => v.run(),
+            Verb::Inspect(v) => v.run(),
+            Verb::GlobalMp(v) => v.run(),
+            Verb::Magnitude(v) => v.run(),
+            Verb::Eval(v) => v.run(),
+            Verb::Export(v) => v.run(),
+            Verb::Demo(v) => v.run(),
+        }
+    }
+}
+
+/// A model to read.
+#[derive(Args)]
+struct Source {
+    /// A Lacuna file, an ONNX file, or a state dict (.pth, .pt, .th, .safetensors)
+    model: PathBuf,
+    /// The architecture of a state dict [default: told from the names of its tensors]
+    #[arg(long, value_name = "NAME")]
+    arch: Option<String>,
+}
+
+impl Source {
+    fn open(&self) -> Result<Model> {
+        let options = lacuna_convert::Options {
+            arch: self.arch.clone(),
+            ..Default::default()
+        };
+        Ok(lacuna_convert::open(&self.model, &options)?)
+    }
+}
+
+fn file_bytes(path: &Path) -> Result<u64> {
+    let metadata = std::fs::metadata(path);
+    Ok(metadata.with_context(|| path.display().to_string())?.len())
+}
+
+/// An object with `schema` and the fields of `value`, indented.
+fn json(value: &impl Serialize) -> Result<String> {
+    #[derive(Serialize)]
+    struct Versioned<'a, T> {
+        schema: u32,
+        #[serde(flatten)]
+        value: &'a T,
+    }
+    let schema = SCHEMA;
+    Ok(serde_json::to_string_pretty(&Versioned { schema, value })? + "\n")
+}
