@@ -614,6 +614,16 @@ fn pads_of_every_mode_and_sign() {
         &[2, 3],
         &[2., 3., 3., 5., 6., 6.],
     );
+    let error = one(&pad(&[0, 3, 0, 0], PadMode::Reflect), &[&x]).unwrap_err();
+    assert!(error.to_string().contains("beyond size 3"), "{error}");
+    let error = one(&pad(&[0, 0, 2, 0], PadMode::Reflect), &[&x]).unwrap_err();
+    assert!(error.to_string().contains("beyond size 2"), "{error}");
+    check(
+        pad(&[i64::MIN, 0, i64::MAX, 0], nine),
+        &[&x],
+        &[1, 3],
+        &[9., 9., 9.],
+    );
     let error = one(&pad(&[1 << 36, 0, 0, 0], nine), &[&x]).unwrap_err();
     assert!(error.to_string().contains("too large"), "{error}");
 }

@@ -2,6 +2,8 @@
 //! any candle program ([`nn`]), and an executor of a [`Graph`](crate::model::Graph) in candle ops
 //! ([`Reference`]), used to calibrate, to train and to test.
 
+#![deny(unsafe_code)]
+
 mod convert;
 pub mod nn;
 mod ops;
@@ -9,7 +11,7 @@ mod reference;
 mod window;
 
 pub use convert::with_view;
-pub use reference::Reference;
+pub use reference::{Observer, Reference};
 
 impl From<candle_core::Error> for crate::Error {
     fn from(error: candle_core::Error) -> Self {

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A module plans once for each input shape and keeps the last few plans. It takes part in candle
-//! graphs, but it is for inference: asking for a gradient through it is an error.
+//! graphs, but it is for inference: asking for a gradient through it is an error. NaN and infinite
+//! inputs are errors too, unless [`SessionOptions::allow_non_finite`] lets them in.
 
 use crate::model::{Dim, Graph, Input, Node, Op, Padding, Weights};
 use crate::{Error, Model, Result, Session, SessionOptions, Tensor, TensorView, Weight};
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 type Candle = candle_core::Tensor;
 
 /// Plans kept by one module, the last used ones.
-const PLANS: usize = 8;
+const PLANS: usize = 4;
 
 const INPUT: &str = "x";
 const WEIGHT: &str = "weight";
@@ -211,8 +212,14 @@ struct Shared {
     op: Op,
     weights: Weights,
     options: SessionOptions,
-    /// By input shape, the last used one at the end.
-    plans: Mutex<Vec<(Vec<usize>, Arc<Mutex<Session>>)>>,
+    plans: Mutex<Plans>,
+}
+
+/// The last used plans, the latest at the end. Clones of the model share its packed weights.
+#[derive(Default)]
+struct Plans {
+    model: Option<Model>,
+    by_shape: Vec<(Vec<usize>, Arc<Mutex<Session>>)>,
 }
 
 impl fmt::Debug for Kernel {
@@ -258,7 +265,7 @@ impl Kernel {
             op,
             weights,
             options,
-            plans: Mutex::new(Vec::new()),
+            plans: Mutex::default(),
         })))
     }
 
@@ -269,25 +276,32 @@ impl Kernel {
     /// The plan for inputs of this shape.
     fn session(&self, shape: &[usize]) -> Result<Arc<Mutex<Session>>> {
         let mut plans = self.0.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = match plans.iter().position(|(s, _)| s == shape) {
-            Some(at) => plans.remove(at),
+        let plan = match plans.by_shape.iter().position(|(s, _)| s == shape) {
+            Some(at) => plans.by_shape.remove(at),
             None => {
-                if plans.len() >= PLANS {
-                    plans.remove(0);
+                let graph = self.graph(shape);
+                let model = match &plans.model {
+                    Some(model) => model.with_graph(graph)?,
+                    None => Model::new(graph, self.0.weights.clone())?,
+                };
+                let session = Session::new(&model, self.0.options.clone())?;
+                plans.model = Some(model);
+                // After the new session took over the packed weights, so that they stay.
+                if plans.by_shape.len() >= PLANS {
+                    plans.by_shape.remove(0);
                 }
-                let session = Session::new(&self.model(shape)?, self.0.options.clone())?;
                 (shape.to_vec(), Arc::new(Mutex::new(session)))
             }
         };
         let session = plan.1.clone();
-        plans.push(plan);
+        plans.by_shape.push(plan);
         Ok(session)
     }
 
     /// A graph of this one operator on inputs of this shape.
-    fn model(&self, shape: &[usize]) -> Result<Model> {
+    fn graph(&self, shape: &[usize]) -> Graph {
         let names = [INPUT, WEIGHT, BIAS];
-        let graph = Graph {
+        Graph {
             name: self.0.name.to_owned(),
             inputs: vec![Input {
                 name: INPUT.to_owned(),
@@ -303,8 +317,7 @@ impl Kernel {
                     .collect(),
                 output: "y".to_owned(),
             }],
-        };
-        Model::new(graph, self.0.weights.clone())
+        }
     }
 
     fn run(&self, shape: &[usize], values: &[f32]) -> Result<Tensor> {

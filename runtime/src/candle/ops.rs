@@ -116,7 +116,7 @@ pub(super) fn pad(x: &Tensor, pads: &[i64], mode: PadMode, output: &[usize]) -> 
         }
         let (first, len, out) = (before[dim], x.dim(dim)?, output[dim]);
         // Where an element of the output comes from, before the mode moves it inside.
-        let source = |i: usize| i as i64 - first;
+        let source = |i: usize| (i as i64).saturating_sub(first);
         let end = len as i64;
         x = match mode {
             PadMode::Constant(value) => {
@@ -143,12 +143,16 @@ pub(super) fn pad(x: &Tensor, pads: &[i64], mode: PadMode, output: &[usize]) -> 
                 (0..out).map(|i| source(i).clamp(0, end - 1) as usize),
             )?,
             PadMode::Reflect => {
-                let period = (2 * end - 2).max(1);
-                let fold = |i: i64| {
-                    let i = i.rem_euclid(period);
-                    if i < end { i } else { period - i }
+                let mirror = |i: i64| match i {
+                    i if i < 0 => i.saturating_neg(),
+                    i if i >= end => 2 * (end - 1) - i,
+                    i => i,
                 };
-                gather(&x, dim, (0..out).map(|i| fold(source(i)) as usize))?
+                let sources: Vec<i64> = (0..out).map(|i| mirror(source(i))).collect();
+                if !sources.iter().all(|i| (0..end).contains(i)) {
+                    bail!("axis {dim}: a reflection reaches beyond size {len}")
+                }
+                gather(&x, dim, sources.into_iter().map(|i| i as usize))?
             }
         };
     }

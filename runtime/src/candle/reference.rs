@@ -14,7 +14,7 @@ use std::collections::HashMap;
 /// | `Conv` | candle's `conv2d` on an input padded and cropped to what the windows read; uneven strides by subsampling, uneven dilations by zeros in the kernel; depthwise as a sum over taps |
 /// | `MaxPool`, `AveragePool` | maximum or sum over slices, for every padding, dilation and rounding; refused at run time where a window holds only padding |
 /// | `BatchNormalization` | inference mode, from the running statistics |
-/// | `Pad` | every mode, negative pads too; reflection repeats when a pad is longer than the axis |
+/// | `Pad` | every mode, negative pads too; a reflection longer than the axis is refused at run time |
 /// | `Slice` | steps of both signs |
 /// | `Relu`, `LeakyRelu`, `Clip`, `HardSigmoid`, `HardSwish`, `Sigmoid`, `Tanh`, `Softmax`, `GlobalAveragePool`, `ReduceMean`, `Gemm`, `MatMul`, `Add`, `Sub`, `Mul`, `Div`, `Concat`, `Reshape`, `Flatten`, `Transpose`, `Squeeze`, `Unsqueeze`, `Identity` | the candle op of that meaning |
 ///

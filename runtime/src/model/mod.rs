@@ -65,6 +65,17 @@ impl Model {
         })
     }
 
+    /// The same weights under another graph, sharing what was made from them. Nodes of one name
+    /// must use the weights in the same way in both graphs.
+    #[cfg(feature = "candle")]
+    pub(crate) fn with_graph(&self, graph: Graph) -> Result<Model> {
+        let model = Model::new(graph, self.weights.clone())?;
+        Ok(Model {
+            derived: self.derived.clone(),
+            ..model
+        })
+    }
+
     /// Opens a Lacuna file, memory-mapped. See [`file::read`].
     pub fn open(path: impl AsRef<Path>) -> Result<Model> {
         file::read(path.as_ref())
