@@ -168,25 +168,6 @@ mod tests {
         assert_eq!(limits.l1_gbs.is_some(), here.caches.l1d.is_some());
     }
 
-    /// Sums that spilled to the stack, or calls into libm for each multiply-add, once measured
-    /// 2.5 GFLOP/s here. No processor with these instructions is so slow; an emulator is, so only
-    /// x86 is held to it.
-    #[cfg(target_arch = "x86_64")]
-    #[test]
-    fn sums_that_leave_the_registers() {
-        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
-            return;
-        }
-        let mut here = Profile::detect();
-        here.measure(Duration::from_millis(100), 1).unwrap();
-        let limits = here.limits[0];
-        assert!(limits.fma_gflops > 10.0, "{limits:?}");
-        assert!(
-            limits.l1_gbs.is_none_or(|l1| l1 > limits.dram_gbs),
-            "{limits:?}"
-        );
-    }
-
     #[test]
     fn no_threads_are_refused() {
         let mut here = Profile::detect();
