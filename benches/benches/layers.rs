@@ -109,10 +109,10 @@ fn model(op: Op, input: &[usize], weight: Weight) -> lacuna::Result<Model> {
     let outputs = weight.shape()[0];
     let graph = Graph {
         name: "layer".into(),
-        inputs: vec![Input {
-            name: "x".into(),
-            shape: input.iter().map(|d| Dim::Fixed(*d)).collect(),
-        }],
+        inputs: vec![Input::f32(
+            "x",
+            input.iter().map(|d| Dim::Fixed(*d)).collect(),
+        )],
         outputs: vec!["y".into()],
         nodes: vec![Node {
             name: "layer".into(),

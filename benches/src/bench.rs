@@ -258,10 +258,7 @@ mod tests {
 
     fn graph(first: Dim) -> Graph {
         Graph {
-            inputs: vec![Input {
-                name: "x".into(),
-                shape: vec![first, Dim::Fixed(3)],
-            }],
+            inputs: vec![Input::f32("x", vec![first, Dim::Fixed(3)])],
             ..Graph::default()
         }
     }

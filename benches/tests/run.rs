@@ -24,15 +24,15 @@ fn model() -> Model {
     };
     let graph = Graph {
         name: "small".into(),
-        inputs: vec![Input {
-            name: "x".into(),
-            shape: vec![
+        inputs: vec![Input::f32(
+            "x",
+            vec![
                 Dim::Symbol("N".into()),
                 Dim::Fixed(3),
                 Dim::Fixed(16),
                 Dim::Fixed(16),
             ],
-        }],
+        )],
         outputs: vec!["y".into()],
         nodes: vec![conv("first", "x", "a"), conv("second", "a", "y")],
     };

@@ -27,10 +27,10 @@ fn colours(channels: usize, classes: usize, batch: Dim) -> Model {
     };
     let graph = Graph {
         name: "colours".into(),
-        inputs: vec![Input {
-            name: "x".into(),
-            shape: vec![batch, Dim::Fixed(channels), Dim::Fixed(4), Dim::Fixed(4)],
-        }],
+        inputs: vec![Input::f32(
+            "x",
+            vec![batch, Dim::Fixed(channels), Dim::Fixed(4), Dim::Fixed(4)],
+        )],
         outputs: vec!["fc.y".into()],
         nodes: vec![
             node("pool", Op::GlobalAveragePool, &["x"]),

@@ -29,15 +29,15 @@ fn model() -> Model {
     };
     let graph = Graph {
         name: "small".into(),
-        inputs: vec![Input {
-            name: "x".into(),
-            shape: vec![
+        inputs: vec![Input::f32(
+            "x",
+            vec![
                 Dim::Symbol("N".into()),
                 Dim::Fixed(4),
                 Dim::Fixed(9),
                 Dim::Fixed(8),
             ],
-        }],
+        )],
         outputs: vec!["fc.y".into()],
         nodes: vec![
             node("a", conv([2, 2]), &["x", "a.weight", "a.bias"]),

@@ -31,4 +31,4 @@ pub use kernels::cpu::{ISA_VARIABLE, Isa};
 pub use model::{Model, Weight};
 pub use plan::{Memory, Residency, StepInfo};
 pub use session::{Session, SessionOptions};
-pub use tensor::{DType, Tensor, TensorView, TensorViewMut};
+pub use tensor::{DType, Elements, Tensor, TensorView, TensorViewMut};

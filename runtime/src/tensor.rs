@@ -1,9 +1,11 @@
 //! Tensors as an app hands them over: borrowed views of a dtype, a shape and a slice.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The element type of a tensor or a weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum DType {
     /// IEEE 754 single precision.
     F32,
@@ -65,24 +67,58 @@ impl fmt::Display for DType {
     }
 }
 
-/// A borrowed, contiguous, row-major f32 tensor: what a session reads.
+/// A borrowed, contiguous, row-major tensor: what a session reads.
 ///
-/// The length of `data` is checked against `shape` when a session receives the view.
+/// The number of elements is checked against `shape` when a session receives the view.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
     shape: &'a [usize],
-    data: &'a [f32],
+    elements: Elements<'a>,
+}
+
+/// The elements of a [`TensorView`], row-major.
+#[derive(Clone, Copy, Debug)]
+pub enum Elements<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Integers: token ids, masks.
+    I64(&'a [i64]),
+}
+
+impl Elements<'_> {
+    /// Their number.
+    pub const fn len(&self) -> usize {
+        match self {
+            Elements::F32(e) => e.len(),
+            Elements::I64(e) => e.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 impl<'a> TensorView<'a> {
     /// A view of `data` as f32 with the given shape.
     pub const fn f32(shape: &'a [usize], data: &'a [f32]) -> Self {
-        TensorView { shape, data }
+        let elements = Elements::F32(data);
+        TensorView { shape, elements }
+    }
+
+    /// A view of `data` as I64 with the given shape.
+    pub const fn i64(shape: &'a [usize], data: &'a [i64]) -> Self {
+        let elements = Elements::I64(data);
+        TensorView { shape, elements }
     }
 
     /// The element type.
     pub const fn dtype(&self) -> DType {
-        DType::F32
+        match self.elements {
+            Elements::F32(_) => DType::F32,
+            Elements::I64(_) => DType::I64,
+        }
     }
 
     /// The shape, outermost dimension first.
@@ -91,8 +127,8 @@ impl<'a> TensorView<'a> {
     }
 
     /// The elements, row-major.
-    pub const fn data(&self) -> &'a [f32] {
-        self.data
+    pub const fn elements(&self) -> Elements<'a> {
+        self.elements
     }
 }
 

@@ -15,9 +15,11 @@ fn one(op: &Op, inputs: &[&Tensor]) -> lacuna::Result<Tensor> {
         inputs: names
             .iter()
             .zip(inputs)
-            .map(|(name, t)| Input {
-                name: name.clone(),
-                shape: t.dims().iter().map(|&n| Dim::Fixed(n)).collect(),
+            .map(|(name, t)| {
+                Input::f32(
+                    name.clone(),
+                    t.dims().iter().map(|&n| Dim::Fixed(n)).collect(),
+                )
             })
             .collect(),
         outputs: vec!["y".into()],
@@ -657,15 +659,15 @@ fn network() -> Model {
     };
     let graph = Graph {
         name: "net".into(),
-        inputs: vec![Input {
-            name: "x".into(),
-            shape: vec![
+        inputs: vec![Input::f32(
+            "x",
+            vec![
                 Dim::Symbol("N".into()),
                 Dim::Fixed(2),
                 Dim::Fixed(9),
                 Dim::Fixed(8),
             ],
-        }],
+        )],
         outputs: vec!["f2".into()],
         nodes: vec![
             node("c1", conv([2, 2], [1, 1, 1, 0], 1), &["x", "w1", "b1"]),

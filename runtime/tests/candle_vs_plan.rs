@@ -53,15 +53,15 @@ impl Builder {
             dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             graph: Graph {
                 name: format!("seed {seed}"),
-                inputs: vec![Input {
-                    name: "x".into(),
-                    shape: shape
+                inputs: vec![Input::f32(
+                    "x",
+                    shape
                         .map(|(i, &n)| match i {
                             0 => Dim::Symbol("N".into()),
                             _ => Dim::Fixed(n),
                         })
                         .collect(),
-                }],
+                )],
                 outputs: vec!["x".into()],
                 nodes: Vec::new(),
             },

@@ -147,10 +147,7 @@ fn one_node(op: Op, inputs: Vec<String>, x: &[usize], weights: Weights, relu: bo
     }
     let graph = Graph {
         name: "one".into(),
-        inputs: vec![Input {
-            name: "x".into(),
-            shape: x.iter().map(|&n| Dim::Fixed(n)).collect(),
-        }],
+        inputs: vec![Input::f32("x", x.iter().map(|&n| Dim::Fixed(n)).collect())],
         outputs: vec![if relu { "z".into() } else { "y".into() }],
         nodes,
     };

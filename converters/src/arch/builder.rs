@@ -65,10 +65,10 @@ impl<'a> Builder<'a> {
             let batch = Dim::Symbol("N".into());
             std::iter::once(batch).chain(fixed).collect()
         };
-        self.graph.inputs.push(Input {
-            name: "x".into(),
-            shape: self.shape.map_or_else(own, <[Dim]>::to_vec),
-        });
+        self.graph.inputs.push(Input::f32(
+            "x",
+            self.shape.map_or_else(own, <[Dim]>::to_vec),
+        ));
         Value {
             name: "x".into(),
             channels,

@@ -319,10 +319,10 @@ fn unique(taken: &mut HashSet<String>, wanted: &str) -> String {
 pub(super) fn infer(op: &Op, shapes: &[Vec<Dim>]) -> Result<Vec<Dim>, String> {
     const OUTPUT: &str = "out";
     let names: Vec<String> = (0..shapes.len()).map(|i| i.to_string()).collect();
-    let inputs = names.iter().zip(shapes).map(|(name, shape)| Input {
-        name: name.clone(),
-        shape: shape.clone(),
-    });
+    let inputs = names
+        .iter()
+        .zip(shapes)
+        .map(|(name, shape)| Input::f32(name.clone(), shape.clone()));
     let graph = Graph {
         name: String::new(),
         inputs: inputs.collect(),

@@ -126,10 +126,7 @@ fn inputs(
             ));
         };
         check_dtype(one)?;
-        return Ok(vec![Input {
-            name: one.name.clone(),
-            shape: shape.clone(),
-        }]);
+        return Ok(vec![Input::f32(one.name.clone(), shape.clone())]);
     }
     given.into_iter().map(input).collect()
 }
@@ -163,8 +160,5 @@ fn input(info: &ValueInfoProto) -> Result<Input, String> {
             (None, _) => Dim::Symbol(format!("{}_{axis}", info.name)),
         });
     }
-    Ok(Input {
-        name: info.name.clone(),
-        shape: dims,
-    })
+    Ok(Input::f32(info.name.clone(), dims))
 }

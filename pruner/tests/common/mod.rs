@@ -11,10 +11,10 @@ pub fn linears(weights: Vec<Weight>) -> Model {
     };
     let mut named = Weights::new();
     for (i, weight) in weights.into_iter().enumerate() {
-        graph.inputs.push(Input {
-            name: format!("x{i}"),
-            shape: vec![Dim::Symbol("N".into()), Dim::Fixed(weight.shape()[1])],
-        });
+        graph.inputs.push(Input::f32(
+            format!("x{i}"),
+            vec![Dim::Symbol("N".into()), Dim::Fixed(weight.shape()[1])],
+        ));
         graph.nodes.push(Node {
             name: format!("layer{i}"),
             op: Op::MatMul { trans_b: true },

@@ -1,7 +1,7 @@
 //! Conversions between candle tensors and ours.
 
 use crate::model::{Bytes, Encoding};
-use crate::{DType, Error, Result, Tensor, TensorView, Weight};
+use crate::{DType, Elements, Error, Result, Tensor, TensorView, Weight};
 use candle_core::{CpuStorage, Device, Storage};
 use half::{bf16, f16};
 
@@ -35,12 +35,15 @@ impl TryFrom<&Candle> for Tensor {
     fn try_from(tensor: &Candle) -> Result<Tensor> {
         with_view(tensor, |view| Tensor {
             shape: view.shape().to_vec(),
-            data: view.data().to_vec(),
+            data: match view.elements() {
+                Elements::F32(data) => data.to_vec(),
+                Elements::I64(data) => data.iter().map(|&i| i as f32).collect(),
+            },
         })
     }
 }
 
-/// Copies to an f32 tensor in CPU memory.
+/// Copies to a tensor of the same dtype in CPU memory.
 ///
 /// # Errors
 /// When the length of the data is not the product of the shape.
@@ -48,7 +51,10 @@ impl TryFrom<TensorView<'_>> for Candle {
     type Error = Error;
 
     fn try_from(view: TensorView<'_>) -> Result<Candle> {
-        from_values(view.data().to_vec(), view.shape())
+        match view.elements() {
+            Elements::F32(data) => from_values(data.to_vec(), view.shape()),
+            Elements::I64(data) => from_values(data.to_vec(), view.shape()),
+        }
     }
 }
 

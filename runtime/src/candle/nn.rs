@@ -303,10 +303,10 @@ impl Kernel {
         let names = [INPUT, WEIGHT, BIAS];
         Graph {
             name: self.0.name.to_owned(),
-            inputs: vec![Input {
-                name: INPUT.to_owned(),
-                shape: shape.iter().map(|&n| Dim::Fixed(n)).collect(),
-            }],
+            inputs: vec![Input::f32(
+                INPUT.to_owned(),
+                shape.iter().map(|&n| Dim::Fixed(n)).collect(),
+            )],
             outputs: vec!["y".to_owned()],
             nodes: vec![Node {
                 name: self.0.name.to_owned(),

@@ -1,7 +1,7 @@
 //! The graph: named values joined by nodes, in an order that can be executed.
 
 use super::Op;
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -35,6 +35,37 @@ pub struct Input {
     pub name: String,
     /// Its shape, outermost first.
     pub shape: Vec<Dim>,
+    /// Its element type: F32, or I64 for token ids and masks.
+    #[serde(default = "f32_dtype", skip_serializing_if = "is_f32")]
+    pub dtype: DType,
+}
+
+fn f32_dtype() -> DType {
+    DType::F32
+}
+
+fn is_f32(dtype: &DType) -> bool {
+    *dtype == DType::F32
+}
+
+impl Input {
+    /// An f32 input.
+    pub fn f32(name: impl Into<String>, shape: Vec<Dim>) -> Input {
+        Input {
+            name: name.into(),
+            shape,
+            dtype: DType::F32,
+        }
+    }
+
+    /// An I64 input.
+    pub fn i64(name: impl Into<String>, shape: Vec<Dim>) -> Input {
+        Input {
+            name: name.into(),
+            shape,
+            dtype: DType::I64,
+        }
+    }
 }
 
 /// One operation. Its inputs are graph inputs, outputs of earlier nodes, or weights.
@@ -122,5 +153,50 @@ impl Graph {
             }
         }
         Ok(())
+    }
+    /// Checks that every value is of the kind that its readers take: integers for indices and masks,
+    /// floating-point numbers for everything else.
+    pub fn check_dtypes(&self, weight: impl Fn(&str) -> Option<DType>) -> Result<()> {
+        let integers = |name: &str| {
+            let input = self.inputs.iter().find(|i| i.name == name);
+            match input.map(|i| i.dtype).or_else(|| weight(name)) {
+                Some(dtype) => (!dtype.is_float()).then_some(dtype),
+                None => None,
+            }
+        };
+        for input in &self.inputs {
+            if !matches!(input.dtype, DType::F32 | DType::I64) {
+                return Err(Error::Graph {
+                    graph: self.name.clone(),
+                    what: format!(
+                        "input `{}` is of {}, not F32 or I64",
+                        input.name, input.dtype
+                    ),
+                });
+            }
+        }
+        for node in &self.nodes {
+            for (i, name) in node
+                .inputs
+                .iter()
+                .enumerate()
+                .filter(|(_, n)| !n.is_empty())
+            {
+                let what = match (integers(name), node.op.is_integer_input(i)) {
+                    (None, true) => "holds no integers",
+                    (Some(DType::I64), true) | (None, false) => continue,
+                    (Some(_), true) => "holds integers other than I64",
+                    (Some(_), false) => "must be floating point",
+                };
+                return Err(Error::node(node, format!("input {i}, `{name}`, {what}")));
+            }
+        }
+        match self.outputs.iter().find(|o| integers(o).is_some()) {
+            Some(output) => Err(Error::Graph {
+                graph: self.name.clone(),
+                what: format!("output `{output}` holds integers"),
+            }),
+            None => Ok(()),
+        }
     }
 }

@@ -9,6 +9,7 @@ mod float;
 mod graph;
 mod op;
 mod shape;
+mod text;
 mod weight;
 
 pub use bytes::Bytes;
@@ -17,6 +18,7 @@ pub use graph::{Dim, Graph, Input, Node, Symbols};
 pub use op::{Op, PadMode, Padding, Window};
 pub use shape::{Shapes, infer_shapes, padding_for};
 pub(crate) use shape::{axis_index, axis_set, slice_range};
+pub use text::Text;
 pub use weight::{Bitmask, Encoding, Weight};
 
 use crate::{Error, Result};
@@ -34,6 +36,8 @@ pub struct Model {
     weights: Weights,
     /// The tokenizer that travels in the file, as the bytes of a `tokenizer.json`.
     pub tokenizer: Option<Bytes>,
+    /// How a language model is fed and when it stops.
+    pub text: Option<Text>,
     /// Short keys of the file: where the model came from and how it was made.
     pub metadata: Metadata,
     path: Option<PathBuf>,
@@ -54,11 +58,13 @@ impl Model {
     /// as one of a floating-point dtype.
     pub fn new(graph: Graph, weights: Weights) -> Result<Model> {
         graph.validate(|name| weights.contains_key(name))?;
+        graph.check_dtypes(|name| weights.get(name).map(Weight::dtype))?;
         infer_shapes(&graph, &weights, &Symbols::new())?;
         Ok(Model {
             graph,
             weights,
             tokenizer: None,
+            text: None,
             metadata: Metadata::default(),
             path: None,
             derived: Derived::default(),
@@ -67,7 +73,6 @@ impl Model {
 
     /// The same weights under another graph, sharing what was made from them. Nodes of one name
     /// must use the weights in the same way in both graphs.
-    #[cfg(feature = "candle")]
     pub(crate) fn with_graph(&self, graph: Graph) -> Result<Model> {
         let model = Model::new(graph, self.weights.clone())?;
         Ok(Model {

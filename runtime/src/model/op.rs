@@ -49,8 +49,9 @@ pub enum PadMode {
 
 /// An operator. Inputs and outputs are listed by [`Node`](super::Node) in the order given here.
 ///
-/// Every operator takes and returns f32 tensors and has one output. Unless said otherwise the
-/// meaning is that of the ONNX operator of the same name, opset 22.
+/// Every operator returns one f32 tensor and takes f32 tensors, but for the inputs marked I64
+/// (see [`Op::is_integer_input`]). Unless said otherwise the meaning is that of the ONNX operator of
+/// the same name, opset 24.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op")]
 pub enum Op {
@@ -198,6 +199,78 @@ pub enum Op {
     },
     /// `x`.
     Identity,
+    /// `x * sigmoid(alpha * x)`: SiLU for `alpha` 1.
+    Swish {
+        /// Slope inside the sigmoid.
+        alpha: f32,
+    },
+    /// `x * Φ(x)`.
+    Gelu {
+        /// Use the tanh approximation.
+        approximate: bool,
+    },
+    /// `data, indices (I64)`: slices of `data` along `axis`, in the shape of `indices`. A negative
+    /// index counts from the end.
+    Gather {
+        /// The axis; negative counts from the end.
+        axis: i64,
+    },
+    /// `x [...,D], scale [D]`: `x / sqrt(mean(x²) + epsilon) * scale` over the last axis.
+    RMSNormalization {
+        /// Added to the mean square.
+        epsilon: f32,
+    },
+    /// `x [...,D], scale [D], bias [D]?`: normalized over the last axis.
+    LayerNormalization {
+        /// Added to the variance.
+        epsilon: f32,
+    },
+    /// `x / ‖x‖₂` along `axis`; zeros stay.
+    LpNormalization {
+        /// The axis; negative counts from the end.
+        axis: i64,
+    },
+    /// `x [N,T,heads*D], frequencies [R/2]`: rotates the first `R` elements of every head of position
+    /// `p` by the angles `p * frequencies`. Positions go on from those that the session keeps.
+    ///
+    /// ONNX takes tables of cosines and sines instead of frequencies.
+    RotaryEmbedding {
+        /// Heads of `x`.
+        heads: usize,
+        /// Pairs are neighbours (`2i`, `2i + 1`) and not halves (`i`, `i + R/2`).
+        #[serde(default)]
+        interleaved: bool,
+        /// Factor of cosine and sine; 1 but for a few long-context models.
+        #[serde(default = "one")]
+        scale: f32,
+    },
+    /// `x [N,T,D], table [P,D]`: `x` plus the rows of `table` from the position of its first element
+    /// on. Positions go on from those that the session keeps. An extension of ONNX.
+    PositionEmbedding,
+    /// `q [N,T,heads*D], k [N,T,kv_heads*D], v [N,T,kv_heads*E], mask (I64) [N,T]?`: scaled
+    /// dot-product attention to `[N,T,heads*E]`. Query head `h` reads key head
+    /// `h / (heads / kv_heads)`; keys whose mask is 0 are not attended.
+    Attention {
+        /// Query heads.
+        heads: usize,
+        /// Key and value heads, a divisor of `heads`.
+        kv_heads: usize,
+        /// Element `t` attends up to element `t`.
+        causal: bool,
+        /// The session keeps keys and values, and later runs attend to them.
+        #[serde(default)]
+        cache: bool,
+        /// Factor of the products; `1 / sqrt(D)` when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scale: Option<f32>,
+    },
+    /// `x [N,T,D], mask (I64) [N,T]`: mean over the elements of `T` whose mask is not 0, `[N,D]`; zeros
+    /// where there is none. An extension of ONNX.
+    MaskedMean,
+}
+
+fn one() -> f32 {
+    1.0
 }
 
 impl Op {
@@ -233,6 +306,16 @@ impl Op {
             Op::ReduceMean { .. } => "ReduceMean",
             Op::Softmax { .. } => "Softmax",
             Op::Identity => "Identity",
+            Op::Swish { .. } => "Swish",
+            Op::Gelu { .. } => "Gelu",
+            Op::Gather { .. } => "Gather",
+            Op::RMSNormalization { .. } => "RMSNormalization",
+            Op::LayerNormalization { .. } => "LayerNormalization",
+            Op::LpNormalization { .. } => "LpNormalization",
+            Op::RotaryEmbedding { .. } => "RotaryEmbedding",
+            Op::PositionEmbedding => "PositionEmbedding",
+            Op::Attention { .. } => "Attention",
+            Op::MaskedMean => "MaskedMean",
         }
     }
 
@@ -244,8 +327,32 @@ impl Op {
             Op::Gemm { .. } => (2, 3),
             Op::MatMul { .. } | Op::Add | Op::Sub | Op::Mul | Op::Div => (2, 2),
             Op::Concat { .. } => (1, usize::MAX),
+            Op::Gather { .. }
+            | Op::RMSNormalization { .. }
+            | Op::RotaryEmbedding { .. }
+            | Op::PositionEmbedding
+            | Op::MaskedMean => (2, 2),
+            Op::LayerNormalization { .. } => (2, 3),
+            Op::Attention { .. } => (3, 4),
             _ => (1, 1),
         }
+    }
+
+    /// Whether input `i` holds integers (I64); every other input holds floating-point numbers.
+    pub const fn is_integer_input(&self, i: usize) -> bool {
+        matches!(
+            (self, i),
+            (Op::Gather { .. } | Op::MaskedMean, 1) | (Op::Attention { .. }, 3)
+        )
+    }
+
+    /// Whether the operator reads what earlier runs of a session left: keys and values, or the number
+    /// of positions so far.
+    pub const fn is_sequential(&self) -> bool {
+        matches!(
+            self,
+            Op::RotaryEmbedding { .. } | Op::PositionEmbedding | Op::Attention { cache: true, .. }
+        )
     }
 
     /// The position of the input that holds a prunable weight, for operators that have one.

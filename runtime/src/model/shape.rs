@@ -108,8 +108,12 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
         | Op::HardSwish
         | Op::Sigmoid
         | Op::Tanh
+        | Op::Swish { .. }
+        | Op::Gelu { .. }
         | Op::Identity => Ok(x.to_vec()),
-        Op::Softmax { axis } => axis_index(*axis, x.len()).map(|_| x.to_vec()),
+        Op::Softmax { axis } | Op::LpNormalization { axis } => {
+            axis_index(*axis, x.len()).map(|_| x.to_vec())
+        }
         Op::Conv {
             strides,
             padding,
@@ -266,7 +270,106 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
                 .map(|(i, d)| if reduced(i) { Dim::Fixed(1) } else { d.clone() })
                 .collect())
         }
+        Op::Gather { axis } => {
+            let axis = axis_index(*axis, x.len())?;
+            let mut out = x[..axis].to_vec();
+            out.extend_from_slice(need(1)?);
+            out.extend_from_slice(&x[axis + 1..]);
+            Ok(out)
+        }
+        Op::RMSNormalization { .. } | Op::LayerNormalization { .. } => {
+            let last = x.last().ok_or("a scalar has no last axis")?;
+            for (i, part) in inputs.iter().enumerate().skip(1) {
+                if let Some(part) = part
+                    && *part != std::slice::from_ref(last)
+                {
+                    return Err(format!("input {i} has shape {}, not [{last}]", show(part)));
+                }
+            }
+            Ok(x.to_vec())
+        }
+        Op::RotaryEmbedding { heads, .. } => {
+            let [_, _, width] = three(x)?;
+            let head = split_heads(&width, *heads)?;
+            match need(1)? {
+                [Dim::Fixed(pairs)] if *pairs > 0 && *pairs <= head / 2 => Ok(x.to_vec()),
+                other => Err(format!(
+                    "frequencies of shape {} do not fit heads of {head} elements",
+                    show(other)
+                )),
+            }
+        }
+        Op::PositionEmbedding => {
+            let [_, _, width] = three(x)?;
+            match need(1)? {
+                [Dim::Fixed(_), w] if *w == width => Ok(x.to_vec()),
+                other => Err(format!("a table of shape {} for {}", show(other), show(x))),
+            }
+        }
+        Op::Attention {
+            heads, kv_heads, ..
+        } => attention(
+            x,
+            need(1)?,
+            need(2)?,
+            inputs.get(3).copied().flatten(),
+            *heads,
+            *kv_heads,
+        ),
+        Op::MaskedMean => {
+            let [n, t, width] = three(x)?;
+            if need(1)? != [n.clone(), t.clone()] {
+                return Err(format!(
+                    "a mask of shape {} for {}",
+                    show(need(1)?),
+                    show(x)
+                ));
+            }
+            Ok(vec![n, width])
+        }
     }
+}
+
+/// The size of one of `heads` heads of an axis.
+fn split_heads(width: &Dim, heads: usize) -> Result<usize, String> {
+    let width = size(width)?;
+    if heads == 0 || !width.is_multiple_of(heads) || width == 0 {
+        return Err(format!("{width} elements do not split into {heads} heads"));
+    }
+    Ok(width / heads)
+}
+
+fn attention(
+    q: &[Dim],
+    k: &[Dim],
+    v: &[Dim],
+    mask: Option<&[Dim]>,
+    heads: usize,
+    kv_heads: usize,
+) -> Inferred {
+    let ([n, t, qw], [kn, kt, kw], [vn, vt, vw]) = (three(q)?, three(k)?, three(v)?);
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        return Err(format!("{heads} heads do not share {kv_heads} key heads"));
+    }
+    let key = split_heads(&kw, kv_heads).map_err(|e| format!("keys: {e}"))?;
+    let value = split_heads(&vw, kv_heads).map_err(|e| format!("values: {e}"))?;
+    if split_heads(&qw, heads)? != key {
+        return Err(format!(
+            "queries {} and keys {} differ in head size",
+            show(q),
+            show(k)
+        ));
+    }
+    if n != kn || n != vn || t != kt || t != vt {
+        return Err(format!("{}, {} and {} differ", show(q), show(k), show(v)));
+    }
+    if let Some(mask) = mask
+        && mask != [n.clone(), t.clone()]
+    {
+        return Err(format!("a mask of shape {} for {}", show(mask), show(k)));
+    }
+    let width = heads.checked_mul(value).ok_or("the shape overflows")?;
+    Ok(vec![n, t, Dim::Fixed(width)])
 }
 
 fn conv(
@@ -574,6 +677,10 @@ fn to_dim(n: i128) -> Option<Dim> {
 
 fn four(x: &[Dim]) -> Result<[Dim; 4], String> {
     <[Dim; 4]>::try_from(x.to_vec()).map_err(|_| format!("{} has not four axes", show(x)))
+}
+
+fn three(x: &[Dim]) -> Result<[Dim; 3], String> {
+    <[Dim; 3]>::try_from(x.to_vec()).map_err(|_| format!("{} has not three axes", show(x)))
 }
 
 fn fixed(shape: &[usize]) -> Shape {

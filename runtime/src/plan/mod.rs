@@ -8,8 +8,9 @@ mod rewrite;
 pub use choose::{Candidate, Form};
 
 use crate::kernels::cpu::{Isa, Kernel};
-use crate::model::{Dim, Shapes, Symbols, infer_shapes};
-use crate::{Error, Model, Result};
+use crate::model::{Dim, Graph, Op, Shapes, Symbols, axis_index, infer_shapes};
+use crate::{DType, Error, Model, Result};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ pub struct PlanOptions {
     pub dense: bool,
     /// Sizes of the symbolic dimensions; those not named are 1.
     pub symbols: Symbols,
+    /// Keep keys and values for this many positions; `None` for runs that stand alone.
+    pub capacity: Option<usize>,
 }
 
 /// Whether a step executes its weights where the file holds them.
@@ -121,8 +124,13 @@ pub struct Plan {
     pub(crate) arena_len: usize,
     /// Elements of scratch of one thread.
     pub(crate) scratch_len: usize,
+    /// Elements of keys and values; the same for every plan of a graph and a capacity.
+    pub(crate) cache_len: usize,
     pub(crate) isa: Isa,
     input_shapes: Vec<(String, Vec<usize>)>,
+    input_dtypes: Vec<DType>,
+    /// Inputs that index an axis, and its size.
+    pub(crate) index_limits: Vec<(usize, usize)>,
     output_shapes: Vec<(String, Vec<usize>)>,
     infos: Vec<StepInfo>,
     memory: Memory,
@@ -147,6 +155,7 @@ impl Plan {
         let start = Instant::now();
         let lowered = lower::lower(model, &units, &shapes, options)?;
         let pack_time = start.elapsed();
+        let cache_len = lowered.cache_len;
         let placed = arena::place(lowered, &units.outputs)?;
 
         let mut memory = Memory {
@@ -161,6 +170,7 @@ impl Plan {
             }
         }
         let graph = model.graph();
+        let index_limits = index_limits(graph, &shapes)?;
         let input_shapes = graph
             .inputs
             .iter()
@@ -188,6 +198,9 @@ impl Plan {
                 .max()
                 .unwrap_or(0),
             steps: placed.steps,
+            cache_len,
+            index_limits,
+            input_dtypes: graph.inputs.iter().map(|i| i.dtype).collect(),
             outputs,
             arena_len: placed.arena_len,
             isa: options.isa,
@@ -202,6 +215,11 @@ impl Plan {
     /// Names and shapes of the inputs.
     pub fn inputs(&self) -> &[(String, Vec<usize>)] {
         &self.input_shapes
+    }
+
+    /// Element types of the inputs.
+    pub fn input_dtypes(&self) -> &[DType] {
+        &self.input_dtypes
     }
 
     /// Names and shapes of the outputs.
@@ -223,6 +241,23 @@ impl Plan {
     pub fn pack_time(&self) -> Duration {
         self.pack_time
     }
+}
+
+/// The graph's inputs that a `Gather` reads indices from, each with the smallest axis that it indexes.
+fn index_limits(graph: &Graph, shapes: &Shapes) -> Result<Vec<(usize, usize)>> {
+    let mut limits: BTreeMap<usize, usize> = BTreeMap::new();
+    for node in &graph.nodes {
+        let Op::Gather { axis } = node.op else {
+            continue;
+        };
+        if let Some(input) = graph.inputs.iter().position(|i| i.name == node.inputs[1]) {
+            let data = fixed_shape(shapes, &node.inputs[0])?;
+            let axis = axis_index(axis, data.len()).map_err(|e| Error::node(node, e))?;
+            let limit = limits.entry(input).or_insert(usize::MAX);
+            *limit = data[axis].min(*limit);
+        }
+    }
+    Ok(limits.into_iter().collect())
 }
 
 /// The shape of a value after every symbol was bound.

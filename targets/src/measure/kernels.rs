@@ -37,9 +37,23 @@ macro_rules! chains {
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64 as arch;
 #[cfg(target_arch = "x86_64")]
-chains!(fma_avx512, "avx512f", 16, 10, arch::_mm512_set1_ps, arch::_mm512_fmadd_ps);
+chains!(
+    fma_avx512,
+    "avx512f",
+    16,
+    10,
+    arch::_mm512_set1_ps,
+    arch::_mm512_fmadd_ps
+);
 #[cfg(target_arch = "x86_64")]
-chains!(fma_avx2, "avx2,fma", 8, 12, arch::_mm256_set1_ps, arch::_mm256_fmadd_ps);
+chains!(
+    fma_avx2,
+    "avx2,fma",
+    8,
+    12,
+    arch::_mm256_set1_ps,
+    arch::_mm256_fmadd_ps
+);
 
 /// `a * b + c`, with the multiplied operands first as on x86.
 #[cfg(target_arch = "aarch64")]
@@ -52,7 +66,14 @@ fn neon_fma(
     std::arch::aarch64::vfmaq_f32(c, a, b)
 }
 #[cfg(target_arch = "aarch64")]
-chains!(fma_neon, "neon", 4, 16, std::arch::aarch64::vdupq_n_f32, neon_fma);
+chains!(
+    fma_neon,
+    "neon",
+    4,
+    16,
+    std::arch::aarch64::vdupq_n_f32,
+    neon_fma
+);
 
 /// The same in plain code, where no instruction set is known.
 fn fma_portable() -> f64 {

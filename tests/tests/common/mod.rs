@@ -45,15 +45,15 @@ pub fn small_graph() -> Graph {
     };
     Graph {
         name: "small".into(),
-        inputs: vec![Input {
-            name: "x".into(),
-            shape: vec![
+        inputs: vec![Input::f32(
+            "x",
+            vec![
                 Dim::Symbol("N".into()),
                 Dim::Fixed(2),
                 Dim::Fixed(5),
                 Dim::Fixed(5),
             ],
-        }],
+        )],
         outputs: vec!["fc.out".into()],
         nodes: vec![
             node(

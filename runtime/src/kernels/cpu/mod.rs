@@ -30,14 +30,36 @@ pub enum Kernel {
 
 /// The buffers of one run of a kernel, and the thread's place in the team.
 pub struct Io<'a> {
-    /// The inputs.
+    /// The inputs; those of integers point to i64.
     pub inputs: &'a [*const f32],
     /// The output.
     pub out: *mut f32,
     /// This thread's scratch.
     pub scratch: *mut f32,
+    /// What earlier runs left.
+    pub sequence: Sequence,
     /// This thread.
     pub member: &'a Member<'a>,
+}
+
+/// Where a run stands in a sequence of tokens. A run outside of one starts at position 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequence {
+    /// Positions that earlier runs processed: where this run's first token stands.
+    pub past: usize,
+    /// Tokens of this run; a planned chunk may hold more, which are not computed or not used.
+    pub tokens: usize,
+    /// The session's keys and values.
+    pub cache: *mut f32,
+}
+
+impl Sequence {
+    /// A run outside of a sequence.
+    pub const NONE: Sequence = Sequence {
+        past: 0,
+        tokens: usize::MAX,
+        cache: std::ptr::null_mut(),
+    };
 }
 
 impl Kernel {

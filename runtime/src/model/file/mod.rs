@@ -2,7 +2,7 @@
 //!
 //! | tensor | dtype, shape | content |
 //! |---|---|---|
-//! | `lacuna.graph` | U8 `[n]` | JSON `{"version": 1, "graph": {..}, "shapes": {weight: logical shape}}` |
+//! | `lacuna.graph` | U8 `[n]` | JSON `{"version": 1, "graph": {..}, "shapes": {weight: logical shape}, "text": {..}}`; the last for language models |
 //! | `lacuna.tokenizer` | U8 `[n]` | a `tokenizer.json`, where the model has one |
 //! | `NAME` | any, logical shape | a dense weight |
 //! | `X.compressed` | F32, F16 or BF16 `[nnz]` | the stored values of the sparse weight `X.weight`, row-major |

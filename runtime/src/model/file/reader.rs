@@ -2,7 +2,7 @@
 
 use super::header::UniqueMap;
 use super::{FORMAT, GRAPH, RESERVED, TOKENIZER, Tensors, VERSION, encoded, finite, shown};
-use crate::model::{Graph, Metadata, Model, Weights};
+use crate::model::{Graph, Metadata, Model, Text, Weights};
 use crate::{DType, Error, Result};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +14,8 @@ struct Document {
     /// Logical shapes of the encoded weights.
     #[serde(default)]
     shapes: UniqueMap<Vec<usize>>,
+    #[serde(default)]
+    text: Option<Text>,
 }
 
 /// The part of `lacuna.graph` that every version shares.
@@ -33,6 +35,7 @@ pub(super) fn model(tensors: &Tensors) -> Result<Model> {
         path: tensors.path().to_path_buf(),
         source: Box::new(e),
     })?;
+    model.text = document.text;
     if tensors.contains(TOKENIZER) {
         model.tokenizer = Some(bytes_of(tensors, TOKENIZER)?);
     }

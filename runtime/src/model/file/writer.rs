@@ -5,7 +5,7 @@ use super::header::MAX_HEADER;
 use super::{
     FORMAT, GRAPH, RESERVED, TOKENIZER, Tensors, VERSION, atomic, finite, map, reader, shown,
 };
-use crate::model::{Bytes, Encoding, Graph, Model, Weight, Weights};
+use crate::model::{Bytes, Encoding, Graph, Model, Text, Weight, Weights};
 use crate::{DType, Error, Result};
 use serde::Serialize;
 use std::cmp::Reverse;
@@ -80,7 +80,7 @@ pub fn write(model: &Model, path: &Path) -> Result<()> {
         }
     }
     check_graph(model.graph())?;
-    let json = graph_json(model.graph(), &shapes)?;
+    let json = graph_json(model, &shapes)?;
     add_bytes(&mut items, GRAPH, json.into());
     if let Some(tokenizer) = &model.tokenizer {
         add_bytes(&mut items, TOKENIZER, tokenizer.clone());
@@ -99,6 +99,7 @@ pub fn write(model: &Model, path: &Path) -> Result<()> {
         let same = back.graph() == model.graph()
             && back.weights().len() == model.weights().len()
             && back.metadata == model.metadata
+            && back.text == model.text
             && back.weights().iter().zip(model.weights()).all(|(a, b)| {
                 a.0 == b.0 && a.1.shape() == b.1.shape() && a.1.is_sparse() == b.1.is_sparse()
             });
@@ -259,17 +260,21 @@ fn check_graph(graph: &Graph) -> Result<()> {
     Ok(())
 }
 
-fn graph_json(graph: &Graph, shapes: &BTreeMap<&str, &[usize]>) -> Result<Vec<u8>> {
+fn graph_json(model: &Model, shapes: &BTreeMap<&str, &[usize]>) -> Result<Vec<u8>> {
     #[derive(Serialize)]
     struct Document<'a> {
         version: u64,
         graph: &'a Graph,
         shapes: &'a BTreeMap<&'a str, &'a [usize]>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        text: &'a Option<Text>,
     }
+    let graph = model.graph();
     serde_json::to_vec(&Document {
         version: 1,
         graph,
         shapes,
+        text: &model.text,
     })
     .map_err(|e| Error::Graph {
         graph: graph.name.clone(),

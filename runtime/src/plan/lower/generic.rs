@@ -130,6 +130,16 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
         | Op::Identity => {
             return Err(context.refuse("a view reached lowering"));
         }
+        Op::Swish { .. }
+        | Op::Gelu { .. }
+        | Op::Gather { .. }
+        | Op::RMSNormalization { .. }
+        | Op::LayerNormalization { .. }
+        | Op::LpNormalization { .. }
+        | Op::RotaryEmbedding { .. }
+        | Op::PositionEmbedding
+        | Op::Attention { .. }
+        | Op::MaskedMean => return Err(context.refuse("has no kernel")),
         Op::Conv { .. }
         | Op::Gemm { .. }
         | Op::MatMul { .. }

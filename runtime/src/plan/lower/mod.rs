@@ -35,6 +35,8 @@ pub(super) struct LoweredStep {
 pub(super) struct Lowered {
     pub steps: Vec<LoweredStep>,
     pub infos: Vec<StepInfo>,
+    /// Elements of keys and values so far.
+    pub cache_len: usize,
     places: HashMap<String, Place>,
     values: usize,
 }

@@ -1,12 +1,15 @@
-//! What an app sees: a session runs one planned model.
+//! What an app sees: a session runs one planned model; a decoder runs a language model token by token.
+
+mod bound;
 
 use crate::kernels::cpu::team::Team;
-use crate::kernels::cpu::{Io, Isa};
+use crate::kernels::cpu::{Isa, Sequence};
 use crate::model::Symbols;
 use crate::plan::{Memory, Plan, PlanOptions, Slot, StepInfo};
-use crate::{Error, Model, Result, Tensor, TensorView, TensorViewMut};
+use crate::{Elements, Error, Model, Result, Tensor, TensorView, TensorViewMut};
+use bound::{Arena, Bound};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How a session is planned and run.
 #[derive(Clone, Debug, Default)]
@@ -28,39 +31,22 @@ pub struct SessionOptions {
 /// with every session of the same [`Model`] and its clones.
 #[derive(Debug)]
 pub struct Session {
-    plan: Plan,
+    bound: Bound,
     team: Team,
-    /// Activations, then each thread's scratch; 64-byte lines.
-    arena: Vec<Line>,
-    /// The input pointers of every step, one after the other.
-    pointers: Pointers,
-    /// Where `pointers` waits for a graph input: position and input.
-    patches: Vec<(usize, usize)>,
-    /// Where each step's pointers start in `pointers`.
-    starts: Vec<usize>,
+    arena: Arena,
+    /// The caller's inputs during a run.
+    inputs: Inputs,
     allow_non_finite: bool,
 }
 
-/// The alignment of every activation.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-/// Pointers into the session's own arena, the plan's constants, and, during a run, the caller's inputs.
+/// Pointers that are set during a run and null between runs.
 #[derive(Debug)]
-struct Pointers(Vec<*const f32>);
+struct Inputs(Vec<*const f32>);
 
-// SAFETY: the pointees belong to the session or are immutable; inputs are written before each run.
-unsafe impl Send for Pointers {}
-// SAFETY: as above; a shared reference reads nothing through them.
-unsafe impl Sync for Pointers {}
-
-/// The arena's start, for the threads of one run.
-#[derive(Clone, Copy)]
-struct Base(*mut f32);
-
-// SAFETY: kernels give each thread disjoint parts, ordered by barriers.
-unsafe impl Sync for Base {}
+// SAFETY: nothing is read through them outside of a run, which borrows what they point to.
+unsafe impl Send for Inputs {}
+// SAFETY: as above.
+unsafe impl Sync for Inputs {}
 
 impl Session {
     /// Plans `model` for this device.
@@ -68,58 +54,22 @@ impl Session {
     /// Fails when a node cannot be executed, when the instruction set is not there, or when the
     /// system gives no thread.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Session> {
-        let isa = match &options.isa {
-            Some(name) => Isa::parse(name),
-            None => Isa::detect(),
-        }
-        .map_err(Error::Option)?;
-        let threads = match options.threads {
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
-            n if n <= 1024 => n,
-            n => return Err(Error::Option(format!("{n} threads; at most 1024"))),
-        };
+        let (isa, team) = (isa(options.isa.as_deref())?, team(options.threads)?);
         let plan = Plan::new(
             model,
             &PlanOptions {
                 isa,
                 dense: options.dense,
                 symbols: options.symbols,
+                capacity: None,
             },
         )?;
-        let team = Team::new(threads)
-            .map_err(|e| Error::Option(format!("cannot start {threads} threads: {e}")))?;
-        let elements = plan.arena_len + threads * plan.scratch_len.next_multiple_of(16);
-        let lines = elements.div_ceil(16);
-        let mut arena = Vec::new();
-        arena.try_reserve_exact(lines).map_err(|_| {
-            Error::Option(format!("no memory for {} bytes of activations", lines * 64))
-        })?;
-        arena.resize(lines, Line([0.0; 16]));
-        let base: *const f32 = arena.as_ptr().cast();
-        let mut pointers = Vec::new();
-        let mut patches = Vec::new();
-        let mut starts = Vec::with_capacity(plan.steps.len());
-        for step in &plan.steps {
-            starts.push(pointers.len());
-            for slot in &step.inputs {
-                pointers.push(match slot {
-                    Slot::Arena(at) => base.wrapping_add(*at),
-                    Slot::Constant(c) => c.as_ptr(),
-                    Slot::Input(i) => {
-                        patches.push((pointers.len(), *i));
-                        std::ptr::null()
-                    }
-                });
-            }
-        }
-        starts.push(pointers.len());
+        let arena = Arena::new(&[&plan], team.size())?;
         Ok(Session {
-            plan,
+            inputs: Inputs(vec![std::ptr::null(); plan.inputs().len()]),
+            bound: Bound::new(plan, &arena),
             team,
             arena,
-            pointers: Pointers(pointers),
-            patches,
-            starts,
             allow_non_finite: options.allow_non_finite,
         })
     }
@@ -131,35 +81,35 @@ impl Session {
 
     /// Names and shapes of the inputs, in the order that a run takes them.
     pub fn inputs(&self) -> &[(String, Vec<usize>)] {
-        self.plan.inputs()
+        self.bound.plan.inputs()
     }
 
     /// Names and shapes of the outputs, in the order that a run fills them.
     pub fn outputs(&self) -> &[(String, Vec<usize>)] {
-        self.plan.outputs()
+        self.bound.plan.outputs()
     }
 
     /// What each step does and why, in the order of execution.
     pub fn steps(&self) -> &[StepInfo] {
-        self.plan.steps()
+        self.bound.plan.steps()
     }
 
     /// Bytes held for activations, scratch and weights.
     pub fn memory(&self) -> Memory {
         Memory {
-            arena: self.arena.len() * 64,
-            ..self.plan.memory()
+            arena: self.arena.byte_len(),
+            ..self.bound.plan.memory()
         }
     }
 
     /// The time that planning spent on packing weights.
     pub fn pack_time(&self) -> Duration {
-        self.plan.pack_time()
+        self.bound.plan.pack_time()
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> &str {
-        self.plan.isa.name()
+        self.bound.plan.isa.name()
     }
 
     /// Threads that work on one run.
@@ -214,65 +164,66 @@ impl Session {
         outputs: &mut [TensorViewMut<'_>],
         times: Option<&mut [Duration]>,
     ) -> Result<()> {
+        let plan = &self.bound.plan;
         check(
             "input",
-            self.plan.inputs(),
-            inputs.iter().map(|v| (v.shape(), v.data().len())),
+            plan.inputs(),
+            inputs.iter().map(|v| (v.shape(), v.elements().len())),
         )?;
         check(
             "output",
-            self.plan.outputs(),
+            plan.outputs(),
             outputs.iter_mut().map(|v| {
                 let len = v.data_mut().len();
                 (v.shape(), len)
             }),
         )?;
-        if !self.allow_non_finite {
-            for (view, (name, _)) in inputs.iter().zip(self.plan.inputs()) {
-                check_finite(name, view.data())?;
-            }
-        }
-        for &(at, input) in &self.patches {
-            self.pointers.0[at] = inputs[input].data().as_ptr();
-        }
-        let base = Base(self.arena.as_mut_ptr().cast());
-        let (plan, pointers, starts) = (&self.plan, &self.pointers, &self.starts);
-        let scratch_stride = plan.scratch_len.next_multiple_of(16);
-        let times = Times(times.map_or(std::ptr::null_mut(), |t| t.as_mut_ptr()));
-        self.team.run(&|member| {
-            let (base, times) = (&base, &times);
-            // SAFETY: the arena holds every value and `threads` scratch areas; the plan gave values
-            // that live together disjoint places; the ISA was checked to be available; only member 0
-            // writes times, of which there is one per step.
-            unsafe {
-                let scratch = base.0.add(plan.arena_len + member.index * scratch_stride);
-                let mut last = Instant::now();
-                for (i, step) in plan.steps.iter().enumerate() {
-                    let io = Io {
-                        inputs: &pointers.0[starts[i]..starts[i + 1]],
-                        out: base.0.add(step.out),
-                        scratch,
-                        member,
-                    };
-                    plan.isa.run(&step.kernel, &io);
-                    member.wait();
-                    if member.index == 0 && !times.0.is_null() {
-                        let now = Instant::now();
-                        *times.0.add(i) = now - last;
-                        last = now;
-                    }
+        for ((view, (name, _)), dtype) in inputs.iter().zip(plan.inputs()).zip(plan.input_dtypes())
+        {
+            match view.elements() {
+                _ if view.dtype() != *dtype => {
+                    return Err(Error::Binding {
+                        kind: "input",
+                        name: name.clone(),
+                        what: format!("elements of {}, the model takes {dtype}", view.dtype()),
+                    });
                 }
+                Elements::F32(data) if !self.allow_non_finite => check_finite(name, data)?,
+                _ => {}
             }
-        });
-        for &(at, _) in &self.patches {
-            self.pointers.0[at] = std::ptr::null();
         }
-        let arena = self.arena.as_flattened();
-        for (view, output) in outputs.iter_mut().zip(&self.plan.outputs) {
+        for &(input, limit) in &plan.index_limits {
+            if let Elements::I64(indices) = inputs[input].elements() {
+                check_indices(&plan.inputs()[input].0, indices, limit)?;
+            }
+        }
+        for (pointer, view) in self.inputs.0.iter_mut().zip(inputs) {
+            *pointer = match view.elements() {
+                Elements::F32(data) => data.as_ptr(),
+                Elements::I64(data) => data.as_ptr().cast(),
+            };
+        }
+        // SAFETY: the arena was made for the plan; shapes and dtypes were checked; times are counted
+        // by the caller; a plan without a capacity has no cache.
+        unsafe {
+            self.bound.run(
+                &mut self.arena,
+                &mut self.team,
+                &self.inputs.0,
+                Sequence::NONE,
+                times,
+            );
+        }
+        self.inputs.0.fill(std::ptr::null());
+        let arena = self.arena.elements();
+        for (view, output) in outputs.iter_mut().zip(&self.bound.plan.outputs) {
             let source = match &output.slot {
                 Slot::Arena(at) => &arena[*at..*at + output.len],
-                Slot::Input(i) => inputs[*i].data(),
                 Slot::Constant(c) => c,
+                Slot::Input(i) => match inputs[*i].elements() {
+                    Elements::F32(data) => data,
+                    Elements::I64(_) => continue,
+                },
             };
             view.data_mut().copy_from_slice(source);
         }
@@ -280,20 +231,35 @@ impl Session {
     }
 }
 
-/// Where member 0 writes times; null when nobody asked.
-struct Times(*mut Duration);
-
-// SAFETY: only member 0 writes through it.
-unsafe impl Sync for Times {}
-
-trait Flatten {
-    fn as_flattened(&self) -> &[f32];
+/// The instruction set of this name, or the best one here.
+fn isa(name: Option<&str>) -> Result<Isa> {
+    match name {
+        Some(name) => Isa::parse(name),
+        None => Isa::detect(),
+    }
+    .map_err(Error::Option)
 }
 
-impl Flatten for [Line] {
-    fn as_flattened(&self) -> &[f32] {
-        // SAFETY: a line is sixteen f32 without padding.
-        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), self.len() * 16) }
+/// A team of so many threads; 0 takes every core.
+fn team(threads: usize) -> Result<Team> {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        n if n <= 1024 => n,
+        n => return Err(Error::Option(format!("{n} threads; at most 1024"))),
+    };
+    Team::new(threads).map_err(|e| Error::Option(format!("cannot start {threads} threads: {e}")))
+}
+
+/// Indices into an axis of `limit` elements; negative ones count from the end.
+fn check_indices(name: &str, indices: &[i64], limit: usize) -> Result<()> {
+    let limit = limit as i64;
+    match indices.iter().position(|i| !(-limit..limit).contains(i)) {
+        None => Ok(()),
+        Some(at) => Err(Error::Binding {
+            kind: "input",
+            name: name.to_owned(),
+            what: format!("element {at} is {}, outside of 0..{limit}", indices[at]),
+        }),
     }
 }
 
