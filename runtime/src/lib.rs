@@ -30,5 +30,8 @@ pub use error::{Error, Result};
 pub use kernels::cpu::{ISA_VARIABLE, Isa};
 pub use model::{Model, Weight};
 pub use plan::{Memory, Residency, StepInfo};
-pub use session::{Session, SessionOptions};
+pub use session::{
+    Decoder, DecoderOptions, GenerateOptions, Generated, PhaseKind, Sampler, Sampling, Session,
+    SessionOptions, Stop,
+};
 pub use tensor::{DType, Elements, Tensor, TensorView, TensorViewMut};

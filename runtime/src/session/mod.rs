@@ -1,6 +1,8 @@
 //! What an app sees: a session runs one planned model; a decoder runs a language model token by token.
 
 mod bound;
+mod decoder;
+mod generate;
 
 use crate::kernels::cpu::team::Team;
 use crate::kernels::cpu::{Isa, Sequence};
@@ -8,6 +10,8 @@ use crate::model::Symbols;
 use crate::plan::{Memory, Plan, PlanOptions, Slot, StepInfo};
 use crate::{Elements, Error, Model, Result, Tensor, TensorView, TensorViewMut};
 use bound::{Arena, Bound};
+pub use decoder::{Decoder, DecoderOptions, PhaseKind, StepTimes};
+pub use generate::{GenerateOptions, Generated, Sampler, Sampling, Stop};
 use std::path::Path;
 use std::time::Duration;
 
