@@ -23,6 +23,8 @@ pub mod model;
 pub mod plan;
 pub mod session;
 mod tensor;
+#[cfg(feature = "tokenizer")]
+mod tokenizer;
 
 #[cfg(feature = "candle")]
 pub use candle::nn;
@@ -35,3 +37,5 @@ pub use session::{
     SessionOptions, Stop,
 };
 pub use tensor::{DType, Elements, Tensor, TensorView, TensorViewMut};
+#[cfg(feature = "tokenizer")]
+pub use tokenizer::{Message, TextStream, Tokenizer};
