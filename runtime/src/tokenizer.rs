@@ -27,7 +27,9 @@ impl Tokenizer {
     /// When the model has none, or it is damaged.
     pub fn new(model: &Model) -> Result<Tokenizer> {
         let bytes = model.tokenizer.as_ref().ok_or_else(|| {
-            Error::Option("the model has no tokenizer: convert it from a source that has one".into())
+            Error::Option(
+                "the model has no tokenizer: convert it from a source that has one".into(),
+            )
         })?;
         Tokenizer::from_json(bytes, model.text.clone().unwrap_or_default())
     }
@@ -94,7 +96,8 @@ impl Tokenizer {
             Error::Option("the model has no chat template: give it plain text".into())
         })?;
         let mut environment = minijinja::Environment::new();
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         // As the templates' authors run them.
         let syntax = minijinja::syntax::SyntaxConfig::builder()
             .trim_blocks(true)
