@@ -1,10 +1,14 @@
 //! CPU kernels: written once over a SIMD token, run by a team of threads.
 
+#[cfg(test)]
+mod battery;
+pub mod chunk;
 pub mod conv;
 pub mod generic;
 mod isa;
 pub mod linear;
 mod panel;
+pub mod rows;
 mod simd;
 pub mod team;
 pub mod weights;
@@ -24,6 +28,8 @@ pub enum Kernel {
     Window(window::Window),
     /// A linear layer of few columns.
     Linear(linear::Linear),
+    /// A linear layer of many columns, from the model's own bytes.
+    Chunk(chunk::Chunk),
     /// Everything else.
     Generic(generic::Generic),
 }
@@ -62,13 +68,26 @@ impl Sequence {
     };
 }
 
+impl Io<'_> {
+    /// Of `planned` columns those to compute: a run's tokens where the columns are `tokens`.
+    #[inline(always)]
+    fn columns(&self, planned: usize, tokens: bool) -> usize {
+        match tokens {
+            true => planned.min(self.sequence.tokens),
+            false => planned,
+        }
+    }
+}
+
 impl Kernel {
     /// Scratch elements that each thread needs.
     pub fn scratch_len(&self) -> usize {
         match self {
             Kernel::Conv(k) => k.scratch_len(),
             Kernel::Window(k) => k.scratch_len(),
-            Kernel::Linear(_) | Kernel::Generic(_) => 0,
+            Kernel::Linear(k) => k.scratch_len(),
+            Kernel::Chunk(k) => k.scratch_len(),
+            Kernel::Generic(_) => 0,
         }
     }
 
@@ -86,6 +105,7 @@ impl Kernel {
                 Kernel::Conv(k) => k.run::<S>(io),
                 Kernel::Window(k) => k.run::<S>(io),
                 Kernel::Linear(k) => k.run::<S>(io),
+                Kernel::Chunk(k) => k.run::<S>(io),
                 Kernel::Generic(k) => k.run(io),
             }
         }
