@@ -220,6 +220,7 @@ impl Session {
             let source = match &output.slot {
                 Slot::Arena(at) => &arena[*at..*at + output.len],
                 Slot::Constant(c) => c,
+                Slot::Integers(_) => continue,
                 Slot::Input(i) => match inputs[*i].elements() {
                     Elements::F32(data) => data,
                     Elements::I64(_) => continue,
