@@ -1,6 +1,8 @@
 //! What an app sees: a session runs one planned model; a decoder runs a language model token by token.
 
 mod bound;
+#[cfg(test)]
+mod sequence_tests;
 
 use crate::kernels::cpu::team::Team;
 use crate::kernels::cpu::{Isa, Sequence};
