@@ -84,6 +84,8 @@ pub struct StepInfo {
 pub struct Memory {
     /// Activations and scratch.
     pub arena: usize,
+    /// Keys and values of a decoder.
+    pub cache: usize,
     /// Repacked weights and folded biases.
     pub packed: usize,
     /// Weights executed where the file holds them.
