@@ -255,6 +255,17 @@ impl Weight {
         values_to_f32(self.dtype, data)
     }
 
+    /// Every element of an I64 weight, row-major. `None` for another dtype.
+    pub fn to_i64(&self) -> Option<Vec<i64>> {
+        match (&self.encoding, self.dtype) {
+            (Encoding::Dense(data), DType::I64) => {
+                let elements = data.as_chunks::<8>().0.iter();
+                Some(elements.map(|b| i64::from_le_bytes(*b)).collect())
+            }
+            _ => None,
+        }
+    }
+
     /// The stored values as f32: every element of a dense weight, the kept ones of a sparse weight.
     pub fn stored_f32(&self) -> Option<Vec<f32>> {
         match &self.encoding {

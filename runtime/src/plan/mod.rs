@@ -2,6 +2,7 @@
 
 mod arena;
 mod choose;
+mod gate;
 mod lower;
 mod rewrite;
 
@@ -100,6 +101,8 @@ pub(crate) enum Slot {
     Input(usize),
     /// A constant.
     Constant(Arc<Vec<f32>>),
+    /// A constant of integers.
+    Integers(Arc<Vec<i64>>),
 }
 
 /// A kernel and its buffers.

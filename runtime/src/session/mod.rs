@@ -3,6 +3,8 @@
 mod bound;
 mod decoder;
 mod generate;
+#[cfg(test)]
+mod sequence_tests;
 
 use crate::kernels::cpu::team::Team;
 use crate::kernels::cpu::{Isa, Sequence};
@@ -236,6 +238,7 @@ impl Session {
             let source = match &output.slot {
                 Slot::Arena(at) => &arena[*at..*at + output.len],
                 Slot::Constant(c) => c,
+                Slot::Integers(_) => continue,
                 Slot::Input(i) => match inputs[*i].elements() {
                     Elements::F32(data) => data,
                     Elements::I64(_) => continue,
