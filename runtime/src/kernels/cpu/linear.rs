@@ -29,6 +29,17 @@ impl Linear {
         self.rows.scratch_len(SHARE)
     }
 
+    /// How far ahead of use, in bytes, values are asked for: some blocks of rows, or within long rows.
+    fn ahead(&self, block: usize) -> usize {
+        let rows = &self.rows;
+        let row = rows.stored() * rows.dtype().size() / rows.outer().max(1);
+        let block = (block * row).max(1);
+        match row {
+            ..4096 => block * 8192usize.div_ceil(block),
+            _ => 1024,
+        }
+    }
+
     /// Runs this member's share of the outputs.
     ///
     /// # Safety
@@ -65,7 +76,7 @@ impl<S: Simd> Visit<S> for Run<'_> {
                 (true, 1) => self.blocks::<S, R, 4, 1, 2>(),
                 (true, 2) => self.blocks::<S, R, 4, 2, 1>(),
                 (true, 3..=4) => self.blocks::<S, R, 4, 4, 1>(),
-                (true, _) => self.blocks::<S, R, 2, 8, 1>(),
+                (true, _) => self.blocks::<S, R, 3, 8, 1>(),
                 (false, 1) => self.blocks::<S, R, 2, 1, 2>(),
                 (false, 2) => self.blocks::<S, R, 2, 2, 1>(),
                 (false, _) => self.blocks::<S, R, 1, 4, 1>(),
@@ -79,6 +90,7 @@ impl Run<'_> {
     #[inline(always)]
     unsafe fn blocks<S: Simd, R: Source, const M: usize, const N: usize, const U: usize>(&self) {
         let inner = self.linear.rows.inner();
+        let ahead = self.linear.ahead(M);
         let mut row = self.share.start;
         while row < self.share.end {
             let end = self.share.end.min(row + M);
@@ -93,10 +105,21 @@ impl Run<'_> {
                         std::array::from_fn(|m| source.row((row + m).min(end - 1)));
                     let x: [*const f32; N] =
                         std::array::from_fn(|i| self.io.inputs[0].add((n + i.min(last)) * inner));
-                    let sums = dot::<S, R::Cursor, M, N, U>(w, x, inner);
-                    for (m, sums) in sums.iter().enumerate().take(end - row) {
-                        for (i, sum) in sums.iter().enumerate().take(last + 1) {
-                            self.finish(row + m, n + i, S::sum(*sum));
+                    let sums = dot::<S, R::Cursor, M, N, U>(w, x, inner, ahead);
+                    let mut totals = [[0.0; N]; M];
+                    let flat = totals.as_flattened_mut();
+                    for (totals, sums) in flat.chunks_mut(4).zip(sums.as_flattened().chunks(4)) {
+                        match sums {
+                            &[a, b, c, d] => totals.copy_from_slice(&S::sum4([a, b, c, d])),
+                            _ => totals
+                                .iter_mut()
+                                .zip(sums)
+                                .for_each(|(t, v)| *t = S::sum(*v)),
+                        }
+                    }
+                    for (m, totals) in totals.iter().enumerate().take(end - row) {
+                        for (i, total) in totals.iter().enumerate().take(last + 1) {
+                            self.finish(row + m, n + i, *total);
                         }
                     }
                     n += N;
@@ -132,12 +155,18 @@ unsafe fn dot<S: Simd, C: Cursor, const M: usize, const N: usize, const U: usize
     mut w: [C; M],
     x: [*const f32; N],
     inner: usize,
+    ahead: usize,
 ) -> [[S::V; N]; M] {
     // SAFETY: the rows of weights and of `x` hold `inner` elements.
     unsafe {
         let mut sums = [[[S::splat(0.0); N]; M]; U];
         let mut k = 0;
         while k + U * LANES <= inner {
+            if N == 1 {
+                for w in &w {
+                    w.prefetch::<S>(ahead);
+                }
+            }
             for (u, sums) in sums.iter_mut().enumerate() {
                 let v: [S::V; M] = std::array::from_fn(|m| w[m].next::<S>());
                 for i in 0..N {

@@ -59,7 +59,6 @@ impl Rows {
     pub fn inner(&self) -> usize {
         self.inner
     }
-
     /// Stored values.
     pub fn stored(&self) -> usize {
         let (Layout::Dense(values) | Layout::Bitmask { values, .. }) = &self.layout;
@@ -148,6 +147,12 @@ pub(super) trait Cursor: Copy {
     /// # Safety
     /// The CPU has the features of `S`; the row has `n` more weights.
     unsafe fn rest<S: Simd>(&mut self, n: usize) -> S::V;
+
+    /// Asks for the values `bytes` further.
+    ///
+    /// # Safety
+    /// The CPU has the features of `S`.
+    unsafe fn prefetch<S: Simd>(&self, bytes: usize);
 }
 
 /// Every element is stored.
@@ -211,6 +216,12 @@ impl<E: Element> Cursor for DenseCursor<E> {
     unsafe fn rest<S: Simd>(&mut self, n: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { S::widen_first::<E>(self.next, n) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, bytes: usize) {
+        // SAFETY: any address may be asked for.
+        unsafe { S::prefetch(self.next.wrapping_add(bytes)) }
     }
 }
 
@@ -334,6 +345,12 @@ impl<E: Element> Cursor for MaskCursor<E> {
             }
             S::expand::<E>(self.values, bits)
         }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, bytes: usize) {
+        // SAFETY: any address may be asked for.
+        unsafe { S::prefetch(self.values.wrapping_add(bytes)) }
     }
 }
 

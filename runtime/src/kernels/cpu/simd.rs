@@ -87,6 +87,12 @@ pub unsafe trait Simd: Copy {
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// The sum of the lanes.
     unsafe fn sum(v: Self::V) -> f32;
+    /// The sums of the lanes of each.
+    #[inline(always)]
+    unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        v.map(|v| unsafe { Self::sum(v) })
+    }
     /// Sixteen stored values at `p`, as f32.
     unsafe fn widen<E: Element>(p: *const u8) -> Self::V;
     /// The first `n < 16` stored values at `p`, as f32; others are 0 and not read.

@@ -70,6 +70,31 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_reduce_add_ps(v) }
     }
     #[inline(always)]
+    unsafe fn sum4(v: [__m512; 4]) -> [f32; 4] {
+        unsafe {
+            let fold = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let low = _mm512_castps_pd(fold(v[0], v[1]));
+            let high = _mm512_castps_pd(fold(v[2], v[3]));
+            let (a, b) = (
+                _mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)),
+            );
+            // Every quarter holds a part of the four sums.
+            let quarters = _mm512_add_ps(a, b);
+            let halves = _mm256_add_ps(
+                _mm512_castps512_ps256(quarters),
+                _mm512_extractf32x8_ps::<1>(quarters),
+            );
+            let sums = _mm_add_ps(
+                _mm256_castps256_ps128(halves),
+                _mm256_extractf128_ps::<1>(halves),
+            );
+            let mut out = [0.0; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), sums);
+            out
+        }
+    }
+    #[inline(always)]
     unsafe fn widen<E: Element>(p: *const u8) -> __m512 {
         unsafe {
             match E::KIND {
@@ -89,7 +114,13 @@ unsafe impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn expand<E: Element>(p: *const u8, mask: u16) -> __m512 {
-        unsafe { _mm512_maskz_expand_ps(mask, Self::widen::<E>(p)) }
+        unsafe {
+            let packed = match E::KIND {
+                Kind::F32 => in_register(Self::widen::<E>(p)),
+                _ => Self::widen::<E>(p),
+            };
+            _mm512_maskz_expand_ps(mask, packed)
+        }
     }
     #[inline(always)]
     unsafe fn transpose(v: [__m512; LANES]) -> [__m512; LANES] {
@@ -132,6 +163,18 @@ unsafe impl Simd for Avx512 {
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
+}
+
+/// The same value, which the compiler cannot take from memory again: `vexpandps` of a memory operand
+/// takes several times as long as of a register (Zen 4 and 5).
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn in_register(mut v: __m512) -> __m512 {
+    // SAFETY: no instruction.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags));
+    }
+    v
 }
 
 #[inline(always)]
