@@ -26,7 +26,7 @@ pub struct Linear {
 impl Linear {
     /// Scratch elements of one thread.
     pub fn scratch_len(&self) -> usize {
-        self.rows.scratch_len(SHARE)
+        self.rows.scratch_len(SHARE) + self.count * self.rows.inner()
     }
 
     /// How far ahead of use, in bytes, values are asked for: some blocks of rows, or within long rows.
@@ -51,6 +51,7 @@ impl Linear {
         let mut run = Run {
             linear: self,
             io,
+            x: io.inputs[0],
             share: share.start * SHARE..outer.min(share.end * SHARE),
             count: io.columns(self.count, self.tokens),
         };
@@ -63,6 +64,8 @@ impl Linear {
 struct Run<'r> {
     linear: &'r Linear,
     io: &'r Io<'r>,
+    /// The input's rows.
+    x: *const f32,
     share: Range<usize>,
     count: usize,
 }
@@ -70,6 +73,10 @@ struct Run<'r> {
 impl<S: Simd> Visit<S> for Run<'_> {
     #[inline(always)]
     unsafe fn rows<R: Source>(&mut self) {
+        if R::Cursor::has_pairs::<S>() {
+            // SAFETY: the scratch was sized for it.
+            unsafe { self.split_pairs::<S>() }
+        }
         // SAFETY: the caller's promise. The register tile is as large as the registers allow.
         unsafe {
             match (S::MANY, self.count) {
@@ -86,6 +93,28 @@ impl<S: Simd> Visit<S> for Run<'_> {
 }
 
 impl Run<'_> {
+    /// Takes the input from scratch, where the even elements of each 32 come before the odd ones.
+    #[inline(always)]
+    unsafe fn split_pairs<S: Simd>(&mut self) {
+        let rows = &self.linear.rows;
+        let inner = rows.inner();
+        // SAFETY: the scratch holds a copy of the input behind that of a block of rows.
+        unsafe {
+            let copy = self.io.scratch.add(rows.scratch_len(SHARE));
+            for n in 0..self.count {
+                let (x, out) = (self.x.add(n * inner), copy.add(n * inner));
+                let mut k = 0;
+                while k + 2 * LANES <= inner {
+                    S::store(out.add(k), S::load_even(x.add(k), LANES));
+                    S::store(out.add(k + LANES), S::load_even(x.add(k + 1), LANES));
+                    k += 2 * LANES;
+                }
+                std::ptr::copy_nonoverlapping(x.add(k), out.add(k), inner - k);
+            }
+            self.x = copy;
+        }
+    }
+
     /// `M` weight rows and `N` input rows at once, `U` running sums for each pair.
     #[inline(always)]
     unsafe fn blocks<S: Simd, R: Source, const M: usize, const N: usize, const U: usize>(&self) {
@@ -104,7 +133,7 @@ impl Run<'_> {
                     let w: [R::Cursor; M] =
                         std::array::from_fn(|m| source.row((row + m).min(end - 1)));
                     let x: [*const f32; N] =
-                        std::array::from_fn(|i| self.io.inputs[0].add((n + i.min(last)) * inner));
+                        std::array::from_fn(|i| self.x.add((n + i.min(last)) * inner));
                     let sums = dot::<S, R::Cursor, M, N, U>(w, x, inner, ahead);
                     let mut totals = [[0.0; N]; M];
                     let flat = totals.as_flattened_mut();
@@ -161,6 +190,22 @@ unsafe fn dot<S: Simd, C: Cursor, const M: usize, const N: usize, const U: usize
     unsafe {
         let mut sums = [[[S::splat(0.0); N]; M]; U];
         let mut k = 0;
+        while C::has_pairs::<S>() && k + 2 * LANES <= inner {
+            if N == 1 {
+                for w in &w {
+                    w.prefetch::<S>(ahead);
+                }
+            }
+            let v: [(S::V, S::V); M] = std::array::from_fn(|m| w[m].next_pairs::<S>());
+            for i in 0..N {
+                let (even, odd) = (S::load(x[i].add(k)), S::load(x[i].add(k + LANES)));
+                for m in 0..M {
+                    sums[0][m][i] = S::fma(v[m].0, even, sums[0][m][i]);
+                    sums[U - 1][m][i] = S::fma(v[m].1, odd, sums[U - 1][m][i]);
+                }
+            }
+            k += 2 * LANES;
+        }
         while k + U * LANES <= inner {
             if N == 1 {
                 for w in &w {

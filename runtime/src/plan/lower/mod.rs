@@ -105,7 +105,7 @@ impl Context<'_> {
     }
 
     fn isa(&self) -> &'static str {
-        self.options.isa.name()
+        self.options.isa.base().name()
     }
 
     /// The report of a step without weights.

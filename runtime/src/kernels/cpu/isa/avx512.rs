@@ -3,17 +3,18 @@
 use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, first};
 use std::arch::x86_64::*;
 
-/// The AVX-512 token.
+/// The AVX-512 token; with `VBMI2` it has those instructions too.
 #[derive(Clone, Copy)]
-pub struct Avx512;
+pub struct Avx512<const VBMI2: bool>;
 
 // SAFETY: one intrinsic each, with the memory behaviour that `Simd` asks for; masked-off lanes
 // are neither read nor written.
-unsafe impl Simd for Avx512 {
+unsafe impl<const VBMI2: bool> Simd for Avx512<VBMI2> {
     type V = __m512;
     const MR: usize = 6;
     const NV: usize = 4;
     const MANY: bool = true;
+    const PAIRS: bool = VBMI2;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -115,11 +116,18 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn expand<E: Element>(p: *const u8, mask: u16) -> __m512 {
         unsafe {
-            let packed = match E::KIND {
-                Kind::F32 => in_register(Self::widen::<E>(p)),
-                _ => Self::widen::<E>(p),
-            };
+            let packed = in_register(Self::widen::<E>(p));
             _mm512_maskz_expand_ps(mask, packed)
+        }
+    }
+    #[inline(always)]
+    unsafe fn expand_pairs(p: *const u8, mask: u32) -> (__m512, __m512) {
+        unsafe {
+            let packed = in_register(_mm512_loadu_ps(p.cast()));
+            let words = _mm512_maskz_expand_epi16(mask, _mm512_castps_si512(packed));
+            let even = _mm512_slli_epi32::<16>(words);
+            let odd = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            (_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd))
         }
     }
     #[inline(always)]
