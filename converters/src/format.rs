@@ -24,6 +24,8 @@ pub enum Format {
     TorchLegacy,
     /// An ONNX model.
     Onnx,
+    /// A GGUF file.
+    Gguf,
 }
 
 impl fmt::Display for Format {
@@ -34,6 +36,7 @@ impl fmt::Display for Format {
             Format::TorchZip => "PyTorch",
             Format::TorchLegacy => "PyTorch (legacy)",
             Format::Onnx => "ONNX",
+            Format::Gguf => "GGUF",
         })
     }
 }
@@ -41,7 +44,7 @@ impl fmt::Display for Format {
 impl Format {
     /// Whether a file of this format describes its own computation.
     pub fn has_graph(self) -> bool {
-        matches!(self, Format::Lacuna | Format::Onnx)
+        matches!(self, Format::Lacuna | Format::Onnx | Format::Gguf)
     }
 
     /// The format of a file, from its first bytes and, for safetensors, its header.
@@ -68,6 +71,7 @@ impl Format {
         let opened = File::open(path).map_err(io("open"))?;
         opened.take(9).read_to_end(&mut head).map_err(io("read"))?;
         Ok(match head[..] {
+            [b'G', b'G', b'U', b'F', ..] => Format::Gguf,
             [b'P', b'K', 3, 4, ..] => Format::TorchZip,
             // The PROTO opcode, then a protocol version.
             [0x80, 2..=5, ..] => Format::TorchLegacy,
@@ -91,7 +95,7 @@ impl Format {
             ] => Format::Onnx,
             _ => {
                 return Err(file(
-                    "of no known format; supported: ONNX, PyTorch state dicts, safetensors, \
+                    "of no known format; supported: ONNX, GGUF, PyTorch state dicts, safetensors, \
                      Lacuna files",
                 ));
             }

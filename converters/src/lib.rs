@@ -19,6 +19,8 @@
 mod arch;
 mod error;
 mod format;
+mod gguf;
+mod lm;
 mod onnx;
 mod safetensors;
 mod source;
@@ -80,6 +82,7 @@ pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
             })
         }
         Format::Onnx => onnx::read(&Source::open(path)?, options),
+        Format::Gguf => gguf::read(&Source::open(path)?, options),
         _ => {
             let source = Source::open(path)?;
             let tensors = read_state_dict(format, &source)?;
@@ -105,7 +108,7 @@ fn read_state_dict(format: Format, source: &Source) -> Result<Weights> {
         Format::TorchZip => torch::read_zip(source)?,
         Format::TorchLegacy => torch::read_legacy(source)?,
         Format::Safetensors => safetensors::read(source)?,
-        Format::Lacuna | Format::Onnx => {
+        Format::Lacuna | Format::Onnx | Format::Gguf => {
             return Err(source.error(format!("{format} files are no state dicts")));
         }
     };
