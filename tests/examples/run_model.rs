@@ -3,12 +3,12 @@
 //!
 //! `run_model MODEL INPUTS OUTPUTS [--isa NAME] [--threads N] [--batch N] [--dense]`
 //!
-//! The inputs are F32 tensors named as the graph's inputs. With `--batch N` they are cut into runs of N along
+//! The inputs are tensors named as the graph's inputs, F32 or I64 as the graph says. With `--batch N` they are cut into runs of N along
 //! the first axis, and the outputs are put together again. stderr says which kernel ran each step.
 
 use lacuna::model::file::Tensors;
 use lacuna::model::{Dim, Symbols};
-use lacuna::{Model, Session, SessionOptions, TensorView};
+use lacuna::{DType, Model, Session, SessionOptions, TensorView};
 use safetensors::{Dtype, tensor::TensorView as Out};
 use std::error::Error;
 use std::path::Path;
@@ -49,6 +49,11 @@ fn args() -> Result<Args> {
     }
 }
 
+enum Data {
+    F32(Vec<f32>),
+    I64(Vec<i64>),
+}
+
 fn main() -> Result<()> {
     let args = args()?;
     let model = Model::open(&args.files[0])?;
@@ -56,10 +61,12 @@ fn main() -> Result<()> {
     let mut inputs = Vec::new();
     for input in &model.graph().inputs {
         let weight = tensors.weight(&input.name)?;
-        inputs.push((
-            weight.shape().to_vec(),
-            weight.to_f32().ok_or("inputs are floats")?,
-        ));
+        let data = match (input.dtype, weight.to_i64()) {
+            (DType::I64, Some(data)) => Data::I64(data),
+            (DType::I64, None) => return Err(format!("{} is no I64", input.name).into()),
+            _ => Data::F32(weight.to_f32().ok_or("inputs are floats")?),
+        };
+        inputs.push((weight.shape().to_vec(), data));
     }
     let whole = inputs
         .first()
@@ -103,8 +110,11 @@ fn main() -> Result<()> {
         let views: Vec<TensorView<'_>> = inputs
             .iter()
             .map(|(shape, data)| {
-                let n = data.len() / (whole / batch);
-                TensorView::f32(shape, &data[run * n..(run + 1) * n])
+                let n: usize = shape.iter().product();
+                match data {
+                    Data::F32(data) => TensorView::f32(shape, &data[run * n..][..n]),
+                    Data::I64(data) => TensorView::i64(shape, &data[run * n..][..n]),
+                }
             })
             .collect();
         let results = session.run(&views)?;
