@@ -1,18 +1,19 @@
 //! The whole measurement of one model.
 
+use crate::decoder::{self, DecoderReport};
 use crate::layer::{Layer, place_under_limits, set_beside_dense};
 use crate::memory::Resident;
-use crate::model::{Facts, open};
+use crate::model::{Facts, Opened, open};
 use crate::runner::{Runner, ms};
 use crate::{Error, Result, Summary, median};
-use lacuna::model::{Dim, Graph, Symbols};
-use lacuna::{Model, Session, SessionOptions};
+use lacuna::model::{Dim, Graph, Node, Op, Symbols};
+use lacuna::{DType, Model, Session, SessionOptions};
 use lacuna_targets::{Limits, Profile};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Sparse and dense take turns this often.
-const ROUNDS: u32 = 10;
+pub(crate) const ROUNDS: u32 = 10;
 
 /// How long a quick measurement of the machine may take.
 const QUICK: Duration = Duration::from_millis(500);
@@ -38,7 +39,14 @@ pub struct Config {
     pub layers: bool,
     /// Limits of this machine; `None` measures them quickly when layers are measured.
     pub profile: Option<Profile>,
+    /// Of a language model: tokens of the prompt.
+    pub prompt: usize,
+    /// Of a language model: tokens generated after it.
+    pub generate: usize,
 }
+
+/// Tokens of the inputs of an encoder.
+const TOKENS: usize = 128;
 
 /// What was measured. Times are milliseconds, sizes bytes.
 #[derive(Clone, Debug)]
@@ -93,6 +101,15 @@ pub struct Report {
     pub layers: Vec<Layer>,
 }
 
+/// What was measured, by the kind of model.
+#[derive(Clone, Debug)]
+pub enum Measured {
+    /// A model that runs as a whole.
+    Whole(Box<Report>),
+    /// A model that generates text.
+    Decoder(Box<DecoderReport>),
+}
+
 /// Measures a model. `progress` is told what happens now.
 ///
 /// Memory is read before anything but the model's own session exists. The dense session then
@@ -100,9 +117,17 @@ pub struct Report {
 ///
 /// # Errors
 /// When the model cannot be opened, planned or run, or an option does not fit it.
-pub fn run(config: &Config, mut progress: impl FnMut(&str)) -> Result<Report> {
+pub fn run(config: &Config, mut progress: impl FnMut(&str)) -> Result<Measured> {
     progress("load");
     let opened = open(&config.path, config.batch, !config.dense)?;
+    let keeps = |n: &Node| matches!(n.op, Op::Attention { cache: true, .. });
+    Ok(match opened.model.graph().nodes.iter().any(keeps) {
+        true => Measured::Decoder(Box::new(decoder::run(config, opened, &mut progress)?)),
+        false => Measured::Whole(Box::new(whole(config, opened, &mut progress)?)),
+    })
+}
+
+fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Result<Report> {
     let sparse_weights = opened.model.weights().values().filter(|w| w.is_sparse());
     let sparse_weights = sparse_weights.count();
     let facts = Facts::of(&opened.model);
@@ -213,6 +238,10 @@ fn symbols(graph: &Graph, batch: usize) -> Result<Symbols> {
         match input.shape.first() {
             Some(Dim::Symbol(name)) => {
                 symbols.insert(name.clone(), batch);
+                // Token ids and masks: a sentence of some length.
+                if let (DType::I64, [_, Dim::Symbol(tokens)]) = (input.dtype, &input.shape[..]) {
+                    symbols.insert(tokens.clone(), TOKENS);
+                }
             }
             Some(Dim::Fixed(n)) if batch != 1 && *n != batch => {
                 return Err(Error::Option(format!(
@@ -227,7 +256,7 @@ fn symbols(graph: &Graph, batch: usize) -> Result<Symbols> {
 }
 
 /// The profile to hold layers against: the one given, or this machine, measured quickly.
-fn machine(given: Option<&Profile>, threads: usize) -> Result<Profile> {
+pub(crate) fn machine(given: Option<&Profile>, threads: usize) -> Result<Profile> {
     match given {
         Some(profile) if profile.limits.is_empty() => Err(Error::Option(format!(
             "profile `{}` has no measured limits",
@@ -242,7 +271,7 @@ fn machine(given: Option<&Profile>, threads: usize) -> Result<Profile> {
     }
 }
 
-fn file_bytes(path: &Path) -> Result<u64> {
+pub(crate) fn file_bytes(path: &Path) -> Result<u64> {
     let metadata = std::fs::metadata(path).map_err(|source| lacuna::Error::Io {
         path: path.to_owned(),
         action: "look at",

@@ -3,15 +3,9 @@
 /// `len` values of a standard normal distribution, always the same for a seed (SplitMix64 and the
 /// Box-Muller transform).
 pub fn normal(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut uniform = move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        // In (0, 1], so that the logarithm is finite.
-        (((z ^ (z >> 31)) >> 11) + 1) as f64 / (1u64 << 53) as f64
-    };
+    let mut bits = random(seed);
+    // In (0, 1], so that the logarithm is finite.
+    let mut uniform = move || ((bits() >> 11) + 1) as f64 / (1u64 << 53) as f64;
     let mut values = Vec::with_capacity(len + 1);
     while values.len() < len {
         let radius = (-2.0 * uniform().ln()).sqrt();
@@ -20,6 +14,25 @@ pub fn normal(len: usize, seed: u64) -> Vec<f32> {
     }
     values.truncate(len);
     values
+}
+
+/// `len` indices below `limit`, always the same for a seed.
+pub fn indices(len: usize, limit: usize, seed: u64) -> Vec<i64> {
+    let mut bits = random(seed);
+    (0..len)
+        .map(|_| (bits() % limit.max(1) as u64) as i64)
+        .collect()
+}
+
+fn random(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed;
+    move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One line of the table by layer, and how it stands beside dense and beside the machine.
 
+use lacuna::StepInfo;
 use lacuna_targets::Profile;
 use serde::Serialize;
 
@@ -49,6 +50,26 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// A step of a plan and its median time in milliseconds.
+    pub fn of(step: &StepInfo, ms: f64) -> Layer {
+        Layer {
+            node: step.node.clone(),
+            op: step.op.to_owned(),
+            fused: step.fused.clone(),
+            shape: step.shape.clone(),
+            kernel: step.kernel.clone(),
+            reason: step.reason.clone(),
+            residency: step.residency.to_string(),
+            density: step.density,
+            weight_bytes: step.weight_bytes,
+            activation_bytes: step.activation_bytes,
+            macs: step.macs,
+            dense_macs: step.dense_macs,
+            ms,
+            ..Layer::default()
+        }
+    }
+
     /// How many times faster than dense; `None` without a dense time.
     pub fn speedup(&self) -> Option<f64> {
         self.dense_ms.filter(|_| self.ms > 0.0).map(|d| d / self.ms)

@@ -1,11 +1,12 @@
 //! The on-device benchmark: opens a model, measures what loading, the first run and steady runs
 //! take, and sets every layer beside the same layer run dense and beside the machine's limits.
 //!
-//! [`run`] measures; [`report`] turns a [`Report`] into text, JSON, CSV or a page. The binary
+//! [`run`] measures, of a language model prefill and decode apart; [`report`] turns a [`Report`] into text, JSON, CSV or a page. The binary
 //! `lacuna-bench` only reads flags and prints.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod decoder;
 mod error;
 mod input;
 mod layer;
@@ -15,9 +16,10 @@ pub mod report;
 mod runner;
 mod stats;
 
-pub use bench::{Config, Report, run};
+pub use bench::{Config, Measured, Report, run};
+pub use decoder::{Beside, DecoderReport};
 pub use error::{Error, Result};
-pub use input::normal;
+pub use input::{indices, normal};
 pub use layer::{Layer, place_under_limits, set_beside_dense, share_out};
 pub use memory::Resident;
 pub use model::{Facts, Opened, open};

@@ -1,10 +1,10 @@
 //! `lacuna-bench`: what a model brings on this device.
 #![forbid(unsafe_code)]
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use indicatif::ProgressBar;
-use lacuna_bench::{Config, report};
+use lacuna_bench::{Config, Measured, report};
 use lacuna_targets::Profile;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,6 +39,12 @@ struct Args {
     /// First dimension of the inputs, where it is symbolic or the format lets it be replaced
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
+    /// Of a language model: tokens of the prompt
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    prompt: usize,
+    /// Of a language model: tokens generated
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    generate: usize,
     /// Measure layers, dense beside sparse, and the limits of this machine; the default unless
     /// --json is given
     #[arg(long, conflicts_with = "no_layers")]
@@ -91,13 +97,32 @@ fn main() -> Result<()> {
         min_time: Duration::from_secs_f64(args.min_time_ms / 1e3),
         layers: wanted || !(args.json || args.no_layers),
         profile: profile.map(Profile::load).transpose()?,
+        prompt: args.prompt,
+        generate: args.generate,
     };
     let bar = ProgressBar::new_spinner();
-    let measured = lacuna_bench::run(&config, |stage| {
+    let progress = |stage: &str| {
         bar.set_message(stage.to_owned());
         bar.tick();
-    })?;
+    };
+    let measured = lacuna_bench::run(&config, progress)?;
     bar.finish_and_clear();
+    let measured = match measured {
+        Measured::Whole(report) => report,
+        Measured::Decoder(measured) => {
+            if args.csv.is_some() || args.html.is_some() {
+                bail!("--csv and --html show models that run as a whole; use --json");
+            }
+            if args.json && config.layers {
+                println!("{}", report::decoder_layers_json(&measured));
+            }
+            match args.json {
+                true => println!("{}", report::decoder_json(&measured)),
+                false => print!("{}", report::decoder_text(&measured)),
+            }
+            return Ok(());
+        }
+    };
     for (path, text) in [
         (&args.csv, report::csv as fn(&_) -> String),
         (&args.html, report::html),

@@ -2,7 +2,7 @@
 
 use crate::layer::Layer;
 use crate::{Result, input, median};
-use lacuna::{Session, Tensor, TensorView, TensorViewMut};
+use lacuna::{DType, Session, Tensor, TensorView, TensorViewMut};
 use std::time::{Duration, Instant};
 
 /// A burst has at least this many timed runs.
@@ -12,7 +12,7 @@ const FEWEST_RUNS: usize = 2;
 pub struct Runner {
     /// The session.
     pub session: Session,
-    inputs: Vec<Tensor>,
+    inputs: Vec<Given>,
     outputs: Vec<Tensor>,
     /// Whole runs, in milliseconds.
     pub times: Vec<f64>,
@@ -22,16 +22,40 @@ pub struct Runner {
     step_times: Vec<Vec<f64>>,
 }
 
+/// Data of one input.
+enum Given {
+    Numbers(Tensor),
+    Integers(Vec<usize>, Vec<i64>),
+}
+
+impl Given {
+    fn new(session: &Session, input: usize) -> Given {
+        let shape = session.inputs()[input].1.clone();
+        let (len, seed) = (shape.iter().product(), input as u64 + 3);
+        match (session.input_dtypes()[input], session.index_limit(input)) {
+            (DType::I64, Some(limit)) => Given::Integers(shape, input::indices(len, limit, seed)),
+            (DType::I64, None) => Given::Integers(shape, vec![1; len]),
+            _ => Given::Numbers(Tensor {
+                shape,
+                data: input::normal(len, seed),
+            }),
+        }
+    }
+
+    fn view(&self) -> TensorView<'_> {
+        match self {
+            Given::Numbers(tensor) => tensor.view(),
+            Given::Integers(shape, data) => TensorView::i64(shape, data),
+        }
+    }
+}
+
 impl Runner {
-    /// A runner whose inputs are standard normal, the same on every machine.
+    /// A runner whose inputs are the same on every machine: standard normal numbers, indices from the
+    /// whole range, masks of ones.
     pub fn new(session: Session) -> Runner {
-        let inputs = (3..)
-            .zip(session.inputs())
-            .map(|(seed, (_, shape))| Tensor {
-                shape: shape.clone(),
-                data: input::normal(shape.iter().product(), seed),
-            })
-            .collect();
+        let inputs = (0..session.inputs().len()).map(|i| Given::new(&session, i));
+        let inputs = inputs.collect();
         let outputs = session.outputs().iter().map(|o| Tensor::zeros(&o.1));
         Runner {
             outputs: outputs.collect(),
@@ -49,7 +73,7 @@ impl Runner {
         mut enough: impl FnMut(&[Duration]) -> bool,
         mut run: impl FnMut(&mut Session, &[TensorView<'_>], &mut [TensorViewMut<'_>]) -> Result<()>,
     ) -> Result<Vec<Duration>> {
-        let inputs: Vec<TensorView<'_>> = self.inputs.iter().map(Tensor::view).collect();
+        let inputs: Vec<TensorView<'_>> = self.inputs.iter().map(Given::view).collect();
         let mut outputs: Vec<TensorViewMut<'_>> = self
             .outputs
             .iter_mut()
@@ -112,27 +136,9 @@ impl Runner {
 
     /// The steps with the medians of their times.
     pub fn layers(&self) -> Vec<Layer> {
-        let mut layers: Vec<Layer> = self
-            .session
-            .steps()
-            .iter()
-            .zip(&self.step_times)
-            .map(|(step, times)| Layer {
-                node: step.node.clone(),
-                op: step.op.to_owned(),
-                fused: step.fused.clone(),
-                shape: step.shape.clone(),
-                kernel: step.kernel.clone(),
-                reason: step.reason.clone(),
-                residency: step.residency.to_string(),
-                density: step.density,
-                weight_bytes: step.weight_bytes,
-                activation_bytes: step.activation_bytes,
-                macs: step.macs,
-                dense_macs: step.dense_macs,
-                ms: median(times).unwrap_or(0.0),
-                ..Layer::default()
-            })
+        let steps = self.session.steps().iter().zip(&self.step_times);
+        let mut layers: Vec<Layer> = steps
+            .map(|(step, times)| Layer::of(step, median(times).unwrap_or(0.0)))
             .collect();
         crate::layer::share_out(&mut layers);
         layers

@@ -2,7 +2,7 @@
 
 use lacuna::model::{Dim, Graph, Input, Node, Op, Padding};
 use lacuna::{Model, Weight};
-use lacuna_bench::{Config, normal};
+use lacuna_bench::{Config, Measured, Report, normal};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -68,6 +68,15 @@ fn config(path: PathBuf) -> Config {
         min_time: Duration::from_millis(20),
         layers: true,
         profile: None,
+        prompt: 8,
+        generate: 4,
+    }
+}
+
+fn measure(config: &Config) -> Report {
+    match lacuna_bench::run(config, |_| {}).unwrap() {
+        Measured::Whole(report) => *report,
+        Measured::Decoder(_) => panic!("convolutions generate no text"),
     }
 }
 
@@ -88,7 +97,7 @@ fn stdout(output: &Output) -> String {
 #[test]
 fn the_report_counts_the_model_and_every_layer() {
     let folder = tempfile::tempdir().unwrap();
-    let report = lacuna_bench::run(&config(saved(folder.path())), |_| {}).unwrap();
+    let report = measure(&config(saved(folder.path())));
     assert_eq!(report.facts.parameters, 32 * 27 + 48 * 32 * 9);
     let kept = (48 * 32 * 9usize).div_ceil(10);
     assert_eq!(report.facts.nonzeros, 32 * 27 + kept);
@@ -121,7 +130,7 @@ fn dense_runs_only_dense_and_a_batch_is_bound() {
     let mut config = config(saved(folder.path()));
     config.dense = true;
     config.batch = 2;
-    let report = lacuna_bench::run(&config, |_| {}).unwrap();
+    let report = measure(&config);
     assert_eq!(report.outputs[0].1, [2, 48, 16, 16]);
     assert!(report.dense_steady.is_none() && report.sparse_weights == 0);
     for layer in &report.layers {

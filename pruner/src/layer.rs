@@ -27,8 +27,9 @@ impl Layer<'_> {
     }
 }
 
-/// The prunable weights whose names match any of `include` (all, when it is empty) and none of
-/// `exclude`, in graph order. Patterns are shell globs; each must match something.
+/// The prunable weights whose names match any of `include` and none of `exclude`, in graph order.
+/// Patterns are shell globs; each must match something. An empty `include` stands for
+/// [`Model::prunable`]; a pattern may also name the output layer of a language model.
 ///
 /// Refuses weights that are not floating point and weights with NaN or infinity.
 pub(crate) fn select<'m>(
@@ -36,7 +37,10 @@ pub(crate) fn select<'m>(
     include: &[String],
     exclude: &[String],
 ) -> Result<Vec<Layer<'m>>> {
-    let all = model.prunable();
+    let all = match include {
+        [] => model.prunable(),
+        _ => model.product_weights(),
+    };
     if all.is_empty() {
         return Err(Error::NothingToPrune);
     }

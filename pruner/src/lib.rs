@@ -17,7 +17,7 @@
 //!
 //! [`Recipe::plan`] says what would happen, [`Recipe::run`] does it, [`save`] writes the result,
 //! reopens it and counts its zeros. [`report`] describes models, [`data`] reads labelled images
-//! and [`eval`] measures accuracy on them.
+//! and [`eval`] measures accuracy on them; [`perplexity`] measures language models on text.
 
 #![forbid(unsafe_code)]
 
@@ -26,6 +26,7 @@ pub mod data;
 mod error;
 pub mod eval;
 mod layer;
+pub mod perplexity;
 pub mod plan;
 mod recipe;
 mod refiner;

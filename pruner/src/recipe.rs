@@ -3,7 +3,7 @@
 use crate::allocator::{GlobalMagnitude, Uniform, share};
 use crate::{Allocator, Budget, Error, FloorMode, MagnitudeSolver, Plan, Result, Solver, Ties};
 use crate::{Layer, layer};
-use lacuna::Model;
+use lacuna::{DType, Model};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -38,6 +38,10 @@ pub struct Recipe {
     /// Store every weight dense, zeros included.
     #[serde(default)]
     pub keep_dense: bool,
+    /// The dtype of the output's matrices, converted before anything is ranked; `None` for that of the
+    /// input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<DType>,
     /// The fewest weights that a layer keeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<Floor>,
@@ -127,6 +131,7 @@ impl Recipe {
             include: Vec::new(),
             exclude: Vec::new(),
             keep_dense: false,
+            dtype: None,
             floor: None,
         }
     }
@@ -159,11 +164,20 @@ impl Recipe {
 
     /// What [`Recipe::run`] would do to `model`.
     pub fn plan(&self, model: &Model) -> Result<Plan> {
-        Ok(self.prepare(model)?.1)
+        Ok(self.prepare(&self.converted(model)?)?.1)
+    }
+
+    /// The model in the dtype that is asked for.
+    fn converted(&self, model: &Model) -> Result<Model> {
+        match self.dtype {
+            Some(dtype) => Ok(model.to_dtype(dtype)?),
+            None => Ok(model.clone()),
+        }
     }
 
     /// Prunes `model`.
     pub fn run(&self, model: &Model) -> Result<Pruned> {
+        let model = &self.converted(model)?;
         let (layers, plan) = self.prepare(model)?;
         let refiner = match self.refiner {
             RefinerName::None => None,

@@ -23,6 +23,8 @@ pub mod model;
 pub mod plan;
 pub mod session;
 mod tensor;
+#[cfg(feature = "tokenizer")]
+mod tokenizer;
 
 #[cfg(feature = "candle")]
 pub use candle::nn;
@@ -30,5 +32,10 @@ pub use error::{Error, Result};
 pub use kernels::cpu::{ISA_VARIABLE, Isa};
 pub use model::{Model, Weight};
 pub use plan::{Memory, Residency, StepInfo};
-pub use session::{Session, SessionOptions};
+pub use session::{
+    Decoder, DecoderOptions, GenerateOptions, Generated, PhaseKind, Sampler, Sampling, Session,
+    SessionOptions, Stop,
+};
 pub use tensor::{DType, Elements, Tensor, TensorView, TensorViewMut};
+#[cfg(feature = "tokenizer")]
+pub use tokenizer::{Message, TextStream, Tokenizer};

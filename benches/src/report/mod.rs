@@ -1,11 +1,13 @@
 //! A [`Report`](crate::Report) as text, JSON, CSV, or a page.
 
 mod csv;
+mod decoder;
 mod html;
 mod json;
 mod text;
 
 pub use csv::csv;
+pub use decoder::{decoder_json, decoder_layers_json, decoder_text};
 pub use html::html;
 pub use json::{json, layers_json};
 pub use text::text;

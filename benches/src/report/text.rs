@@ -2,6 +2,7 @@
 
 use super::{bytes, count, dims, percent, time};
 use crate::{Layer, Report, Summary};
+use lacuna_targets::Limits;
 use std::fmt::Write;
 
 /// Longer names keep their end.
@@ -19,10 +20,8 @@ pub fn text(report: &Report) -> String {
             .collect();
         parts.join(", ")
     };
-    let mut line = |name: &str, what: String| {
-        let _ = writeln!(out, "{name:<9} {what}");
-    };
     line(
+        &mut out,
         "model",
         format!(
             "{}   {}   {} parameters, {} not zero ({} sparse, {} of the prunable)",
@@ -38,6 +37,7 @@ pub fn text(report: &Report) -> String {
     let plural = if r.threads == 1 { "" } else { "s" };
     let dense = if r.dense { "   every weight dense" } else { "" };
     line(
+        &mut out,
         "run",
         format!(
             "{inputs} -> {outputs}   {} thread{plural}   {}{dense}",
@@ -45,6 +45,7 @@ pub fn text(report: &Report) -> String {
         ),
     );
     line(
+        &mut out,
         "start",
         format!(
             "load {} ms   encode {} ms   plan {} ms, of which pack {} ms   first run {} ms",
@@ -59,6 +60,7 @@ pub fn text(report: &Report) -> String {
         format!("peak {}   anonymous {}", bytes(m.peak), bytes(m.anonymous))
     });
     line(
+        &mut out,
         "memory",
         format!(
             "{resident}   (weights {} mapped, {} packed; activations {})",
@@ -67,13 +69,13 @@ pub fn text(report: &Report) -> String {
             bytes(r.arena_bytes as u64),
         ),
     );
-    line("latency", summary(&r.steady));
+    line(&mut out, "latency", summary(&r.steady));
     if let Some(dense) = &r.dense_steady {
-        line("dense", summary(dense));
+        line(&mut out, "dense", summary(dense));
     }
     if !r.layers.is_empty() {
         out.push('\n');
-        out.push_str(&table(r));
+        out.push_str(&table_of(&r.layers, r.limits));
     }
     for (name, s) in [("", Some(&r.steady)), ("dense: ", r.dense_steady.as_ref())] {
         if let Some(s) = s.filter(|s| s.noisy()) {
@@ -119,8 +121,13 @@ fn summary(s: &Summary) -> String {
     )
 }
 
+/// A figure and its name.
+pub(super) fn line(out: &mut String, name: &str, what: String) {
+    let _ = writeln!(out, "{name:<9} {what}");
+}
+
 /// The layers, aligned; columns that say nothing for any layer are left out.
-fn table(report: &Report) -> String {
+pub(super) fn table_of(layers: &[Layer], limits: Option<Limits>) -> String {
     let optional = |value: Option<String>| value.unwrap_or_default();
     let row = |l: &Layer| -> Vec<String> {
         let weight = match l.weight_bytes {
@@ -149,12 +156,12 @@ fn table(report: &Report) -> String {
         "dense ms", "faster", "why",
     ];
     let left = |column: usize| column < 5 || column == 12;
-    let mut rows: Vec<Vec<String>> = report.layers.iter().map(row).collect();
-    let total: f64 = report.layers.iter().map(|l| l.ms).sum();
+    let mut rows: Vec<Vec<String>> = layers.iter().map(row).collect();
+    let total: f64 = layers.iter().map(|l| l.ms).sum();
     let mut sum = vec![String::new(); head.len()];
     sum[0] = "sum of medians".into();
     sum[5] = time(total);
-    let dense: Option<f64> = report.layers.iter().map(|l| l.dense_ms).sum();
+    let dense: Option<f64> = layers.iter().map(|l| l.dense_ms).sum();
     if let Some(dense) = dense {
         sum[10] = time(dense);
         sum[11] = format!("{:.2}x", dense / total);
@@ -189,7 +196,7 @@ fn table(report: &Report) -> String {
     for row in &rows {
         write(&mut row.iter().map(String::as_str));
     }
-    if let Some(l) = report.limits {
+    if let Some(l) = limits {
         let level = |name: &str, rate: Option<f64>| {
             rate.map_or(String::new(), |r| format!(" {name} {r:.0}"))
         };

@@ -1,9 +1,9 @@
 //! `prune convert`.
 
-use super::{Source, file_bytes, json, text};
+use super::{Source, dtype, file_bytes, json, text};
 use anyhow::Result;
 use clap::Args;
-use lacuna::Model;
+use lacuna::{DType, Model};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -18,6 +18,9 @@ pub struct Convert {
     /// Store every weight dense
     #[arg(long)]
     keep_dense: bool,
+    /// Store matrices in this dtype: f32, f16 or bf16 [default: that of the checkpoint]
+    #[arg(long, value_parser = dtype)]
+    dtype: Option<DType>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -38,7 +41,10 @@ struct Report {
 
 impl Convert {
     pub fn run(&self) -> Result<String> {
-        let model = self.source.open()?;
+        let mut model = self.source.open()?;
+        if let Some(dtype) = self.dtype {
+            model = model.to_dtype(dtype)?;
+        }
         let model = match self.keep_dense {
             true => model.decoded(),
             false => model.encoded(),

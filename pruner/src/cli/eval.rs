@@ -1,17 +1,21 @@
 //! `prune eval`.
 
 use super::{Source, json, text};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use lacuna::{Model, Tokenizer};
 use lacuna_prune::data::{self, Preset};
 use lacuna_prune::eval::{Accuracy, EvalOptions, evaluate};
+use lacuna_prune::perplexity::{Perplexity, PerplexityOptions, perplexity};
 use serde::Serialize;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Data: a folder of images (the label is the last number of a file's name, or the subfolder), a
+/// On images (--data) or on a text (--text).
+///
+/// Images: a folder of images (the label is the last number of a file's name, or the subfolder), a
 /// quoted glob over images, an idx3-ubyte file or a folder of such, or a safetensors file of
 /// images (or JPEG bytes) and labels.
 #[derive(Args)]
@@ -19,8 +23,25 @@ pub struct Eval {
     #[command(flatten)]
     source: Source,
     /// Labelled images
-    #[arg(long, value_name = "PATH")]
-    data: PathBuf,
+    #[arg(
+        long,
+        value_name = "PATH",
+        required_unless_present = "text",
+        conflicts_with = "text"
+    )]
+    data: Option<PathBuf>,
+    /// A UTF-8 text for a language model: its perplexity is measured
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// With --text: tokens that the model sees at a time
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    window: usize,
+    /// With --text: tokens from one window to the next [default: the window]
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+    /// With --text: use the first N windows
+    #[arg(long, value_name = "N")]
+    windows: Option<usize>,
     /// The part of the data set, where it has several: test or train
     #[arg(long, default_value = "test")]
     split: String,
@@ -72,7 +93,11 @@ struct Report {
 impl Eval {
     pub fn run(&self) -> Result<String> {
         let model = self.source.open()?;
-        let data = data::open(&self.data, &self.split)?;
+        if let Some(path) = &self.text {
+            return self.perplexity(&model, path);
+        }
+        let path = self.data.as_deref().context("--data is missing")?;
+        let data = data::open(path, &self.split)?;
         let options = EvalOptions {
             batch: self.batch as usize,
             limit: self.limit.map(|n| n as usize),
@@ -101,6 +126,69 @@ impl Eval {
             false => Ok(report.text()),
         }
     }
+
+    fn perplexity(&self, model: &Model, path: &Path) -> Result<String> {
+        let named = || format!("{}: cannot read the text", path.display());
+        let text = std::fs::read_to_string(path).with_context(named)?;
+        // As one string, with nothing before it: windows start anywhere in it.
+        let tokens = Tokenizer::new(model)?.encode(&text, false)?;
+        let options = PerplexityOptions {
+            window: self.window,
+            stride: self.stride.unwrap_or(self.window),
+            windows: self.windows,
+            threads: self.threads,
+            isa: self.isa.clone(),
+            dense: self.dense,
+        };
+        let started = Instant::now();
+        let bar = bar_of("windows");
+        let measured = perplexity(model, &tokens, &options, &mut |done, all| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        })?;
+        bar.finish_and_clear();
+        let report = TextReport {
+            model: self.source.model.clone(),
+            text: path.to_owned(),
+            measured,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        match self.json {
+            true => json(&report),
+            false => Ok(report.text()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct TextReport {
+    model: PathBuf,
+    text: PathBuf,
+    #[serde(flatten)]
+    measured: Perplexity,
+    seconds: f64,
+}
+
+impl TextReport {
+    fn text(&self) -> String {
+        let m = &self.measured;
+        format!(
+            "{}\ntext        {} ({} tokens)\nwindows     {} of {} tokens, stride {}, {} tokens predicted\n\
+             perplexity  {:.3}  (nll {:.4} ± {:.4} a token)\n{:.1} s, {}\n",
+            self.model.display(),
+            self.text.display(),
+            text::count(m.tokens as u64),
+            m.windows,
+            m.window,
+            m.stride,
+            text::count(m.predicted as u64),
+            m.perplexity,
+            m.nll,
+            m.nll_se,
+            self.seconds,
+            m.isa,
+        )
+    }
 }
 
 impl Report {
@@ -126,10 +214,15 @@ impl Report {
 
 /// A bar with the time left, on stderr, where that is a terminal.
 pub fn bar() -> ProgressBar {
+    bar_of("images")
+}
+
+fn bar_of(what: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} images, {eta} left");
+    let template = format!("{{bar:30}} {{pos}}/{{len}} {what}, {{eta}} left");
+    let style = ProgressStyle::with_template(&template);
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 

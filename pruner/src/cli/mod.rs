@@ -4,13 +4,14 @@ mod convert;
 mod demo;
 mod eval;
 mod export;
+mod generate;
 mod inspect;
 mod prune;
 mod text;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use lacuna::Model;
+use lacuna::{DType, Model};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -37,8 +38,10 @@ enum Verb {
     GlobalMp(prune::GlobalMp),
     /// Prunes the same share of every layer by magnitude
     Magnitude(prune::Magnitude),
-    /// Measures top-1 and top-5 accuracy on labelled images
+    /// Measures accuracy on labelled images, or perplexity on a text
     Eval(eval::Eval),
+    /// Continues a text with a language model
+    Generate(generate::Generate),
     /// Writes a model for other programs
     Export(export::Export),
     /// Prunes the model that comes with the project and shows what it brings and costs
@@ -54,6 +57,7 @@ impl Cli {
             Verb::GlobalMp(v) => v.run(),
             Verb::Magnitude(v) => v.run(),
             Verb::Eval(v) => v.run(),
+            Verb::Generate(v) => v.run(),
             Verb::Export(v) => v.run(),
             Verb::Demo(v) => v.run(),
         }
@@ -63,7 +67,7 @@ impl Cli {
 /// A model to read.
 #[derive(Args)]
 struct Source {
-    /// A Lacuna file, an ONNX file, or a state dict (.pth, .pt, .th, .safetensors)
+    /// A Lacuna file, ONNX, GGUF, a Hugging Face folder, or a state dict (.pth, .pt, .th, .safetensors)
     model: PathBuf,
     /// The architecture of a state dict [default: told from the names of its tensors]
     #[arg(long, value_name = "NAME")]
@@ -80,9 +84,30 @@ impl Source {
     }
 }
 
+/// Bytes of a file, or of the files of a folder.
 fn file_bytes(path: &Path) -> Result<u64> {
-    let metadata = std::fs::metadata(path);
-    Ok(metadata.with_context(|| path.display().to_string())?.len())
+    let named = || path.display().to_string();
+    let metadata = std::fs::metadata(path).with_context(named)?;
+    if !metadata.is_dir() {
+        return Ok(metadata.len());
+    }
+    let mut sum = 0;
+    for entry in std::fs::read_dir(path).with_context(named)? {
+        let metadata = entry.and_then(|e| e.metadata()).with_context(named)?;
+        sum += if metadata.is_file() {
+            metadata.len()
+        } else {
+            0
+        };
+    }
+    Ok(sum)
+}
+
+/// A floating-point dtype by its name in lower case.
+fn dtype(name: &str) -> Result<DType, String> {
+    let upper = name.to_ascii_uppercase();
+    let found = DType::from_name(&upper).filter(|d| d.is_float());
+    found.ok_or_else(|| "one of f32, f16, bf16".to_owned())
 }
 
 /// An object with `schema` and the fields of `value`, indented.

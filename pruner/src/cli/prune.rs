@@ -1,9 +1,10 @@
 //! `prune global-mp` and `prune magnitude`: a recipe from flags or a file, carried out and reported.
 
 use super::text::{self, Align, Table};
-use super::{Source, file_bytes, json};
+use super::{Source, dtype, file_bytes, json};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use lacuna::DType;
 use lacuna::model::Symbols;
 use lacuna_prune::report::{MAC_CONVENTION, Totals, report};
 use lacuna_prune::{AllocatorName, Floor, FloorMode, Plan, Recipe, Ties, save};
@@ -70,9 +71,13 @@ struct Options {
     /// Store every weight dense, zeros included
     #[arg(long)]
     keep_dense: bool,
+    /// Store matrices in this dtype: f32, f16 or bf16 [default: that of the model]
+    #[arg(long, value_parser = dtype)]
+    dtype: Option<DType>,
     /// Take everything above from a recipe
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "sparsity", "min_weights", "mt_percent", "mt_mode", "ties", "exact", "include", "exclude", "keep_dense",
+        "dtype",
     ])]
     recipe: Option<PathBuf>,
     /// Write the recipe; its SHA-256 is the one that the output carries
@@ -209,6 +214,7 @@ impl Options {
             include: self.include.clone(),
             exclude: self.exclude.clone(),
             keep_dense: self.keep_dense,
+            dtype: self.dtype,
             floor: wanted.then_some(floor),
             ..Recipe::new(allocator, self.sparsity.unwrap_or_default())
         })

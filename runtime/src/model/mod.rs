@@ -21,7 +21,7 @@ pub(crate) use shape::{axis_index, axis_set, slice_range};
 pub use text::Text;
 pub use weight::{Bitmask, Encoding, Weight};
 
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -137,9 +137,9 @@ impl Model {
         Ok(())
     }
 
-    /// The weights that pruning looks at by default: those of `Conv`, `Gemm` and `MatMul`, in
-    /// graph order, each once, with the node that reads it first.
-    pub fn prunable(&self) -> Vec<(&str, &Node)> {
+    /// The weights of `Conv`, `Gemm` and `MatMul`, in graph order, each once, with the node that reads
+    /// it first: all that can be pruned.
+    pub fn product_weights(&self) -> Vec<(&str, &Node)> {
         let mut seen = std::collections::HashSet::new();
         let mut list = Vec::new();
         for node in &self.graph.nodes {
@@ -153,12 +153,58 @@ impl Model {
         list
     }
 
-    /// The same model with every prunable weight that has zeros enough to be smaller that way
-    /// in the bitmask encoding, and every other weight dense.
+    /// The weights that pruning looks at by default: those of `Conv`, `Gemm` and `MatMul`, but of a
+    /// language model only those inside its blocks, not the embedding and the output layer.
+    pub fn prunable(&self) -> Vec<(&str, &Node)> {
+        let mut list = self.product_weights();
+        if self.is_language_model() {
+            let outer = |name: &str, node: &Node| {
+                let embeds = |n: &Node| matches!(n.op, Op::Gather { .. }) && n.inputs[0] == name;
+                self.graph.outputs.contains(&node.output) || self.graph.nodes.iter().any(embeds)
+            };
+            list.retain(|(name, node)| !outer(name, node));
+        }
+        list
+    }
+
+    /// Whether the model reads tokens.
+    pub fn is_language_model(&self) -> bool {
+        let reads_tokens = |n: &Node| {
+            let tokens = |i: &Input| i.dtype == DType::I64 && n.inputs.get(1) == Some(&i.name);
+            matches!(n.op, Op::Gather { .. }) && self.graph.inputs.iter().any(tokens)
+        };
+        self.graph.nodes.iter().any(reads_tokens)
+    }
+
+    /// The same model with every weight of two or more axes in `dtype`, rounded to nearest; biases,
+    /// norms and other vectors stay as they are.
+    ///
+    /// # Errors
+    /// When `dtype` is not a floating-point dtype, or a value is beyond its range.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Model> {
+        let mut model = self.clone();
+        model.derived = Derived::default();
+        for (name, weight) in &mut model.weights {
+            if weight.shape().len() >= 2 && weight.dtype().is_float() {
+                *weight = weight.to_dtype(dtype).map_err(|what| Error::Weight {
+                    weight: name.clone(),
+                    what,
+                })?;
+            }
+        }
+        Ok(model)
+    }
+
+    /// The same model with every weight of `Conv`, `Gemm` and `MatMul` that has zeros enough to be
+    /// smaller that way in the bitmask encoding, and every other weight dense.
     pub fn encoded(&self) -> Model {
         let mut model = self.clone();
         model.derived = Derived::default();
-        let names: Vec<String> = self.prunable().iter().map(|(n, _)| n.to_string()).collect();
+        let names: Vec<String> = self
+            .product_weights()
+            .iter()
+            .map(|(n, _)| n.to_string())
+            .collect();
         for name in names {
             let dense = self.weights[&name].decode();
             let sparse = dense.encode();

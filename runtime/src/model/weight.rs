@@ -255,6 +255,17 @@ impl Weight {
         values_to_f32(self.dtype, data)
     }
 
+    /// Every element of an I64 weight, row-major. `None` for another dtype.
+    pub fn to_i64(&self) -> Option<Vec<i64>> {
+        match (&self.encoding, self.dtype) {
+            (Encoding::Dense(data), DType::I64) => {
+                let elements = data.as_chunks::<8>().0.iter();
+                Some(elements.map(|b| i64::from_le_bytes(*b)).collect())
+            }
+            _ => None,
+        }
+    }
+
     /// The stored values as f32: every element of a dense weight, the kept ones of a sparse weight.
     pub fn stored_f32(&self) -> Option<Vec<f32>> {
         match &self.encoding {
@@ -319,6 +330,52 @@ impl Weight {
                 row_offsets: row_offsets.into(),
             }),
         }
+    }
+
+    /// The same weight in another floating-point dtype, rounded to nearest, ties to even.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Weight, String> {
+        if dtype == self.dtype {
+            return Ok(self.clone());
+        }
+        let (true, Some(values)) = (dtype.is_float(), self.stored_f32()) else {
+            return Err(format!("{} does not become {dtype}", self.dtype));
+        };
+        let mut bytes = Vec::with_capacity(values.len() * dtype.size());
+        for (i, &v) in values.iter().enumerate() {
+            let finite = match dtype {
+                DType::F16 => {
+                    let half = f16::from_f32(v);
+                    bytes.extend_from_slice(&half.to_le_bytes());
+                    half.is_finite()
+                }
+                DType::BF16 => {
+                    let half = bf16::from_f32(v);
+                    bytes.extend_from_slice(&half.to_le_bytes());
+                    half.is_finite()
+                }
+                _ => {
+                    bytes.extend_from_slice(&v.to_le_bytes());
+                    true
+                }
+            };
+            if v.is_finite() && !finite {
+                return Err(format!(
+                    "stored value {i} is {v}, beyond the range of {dtype}"
+                ));
+            }
+        }
+        let encoding = match &self.encoding {
+            Encoding::Dense(_) => Encoding::Dense(bytes.into()),
+            Encoding::Bitmask(b) => Encoding::Bitmask(Bitmask {
+                values: bytes.into(),
+                ..b.clone()
+            }),
+        };
+        Ok(Weight {
+            shape: self.shape.clone(),
+            dtype,
+            encoding,
+        })
     }
 
     /// The same weight under another shape with as many elements; for a sparse weight the
@@ -409,6 +466,20 @@ mod tests {
         let stored = w.stored_f32().unwrap();
         assert_eq!(stored.len(), 2);
         assert!(stored[0].is_nan());
+    }
+
+    #[test]
+    fn dtypes_round_to_nearest_and_refuse_what_they_cannot_hold() {
+        let values = [1.0f32, 0.0, -1.00390625, 70000.0];
+        let weight = Weight::from_f32(&[2, 2], &values);
+        for w in [weight.clone(), weight.encode()] {
+            let half = w.to_dtype(DType::BF16).unwrap();
+            assert_eq!(half.to_f32().unwrap(), [1.0, 0.0, -1.0, 70144.0]);
+            assert_eq!(half.is_sparse(), w.is_sparse());
+            let error = w.to_dtype(DType::F16).unwrap_err();
+            assert!(error.contains("70000"), "{error}");
+            assert!(w.to_dtype(DType::I8).is_err());
+        }
     }
 
     #[test]

@@ -82,6 +82,7 @@ pub(super) fn place(lowered: Lowered, outputs: &[String]) -> Result<Placed> {
         Place::Value(v) => Slot::Arena(offsets.get(v).copied().unwrap_or(0)),
         Place::Input(i) => Slot::Input(*i),
         Place::Constant(c) => Slot::Constant(c.clone()),
+        Place::Integers(c) => Slot::Integers(c.clone()),
     };
     let steps = lowered
         .steps

@@ -2,6 +2,7 @@
 
 mod arena;
 mod choose;
+mod gate;
 mod lower;
 mod rewrite;
 
@@ -83,6 +84,8 @@ pub struct StepInfo {
 pub struct Memory {
     /// Activations and scratch.
     pub arena: usize,
+    /// Keys and values of a decoder.
+    pub cache: usize,
     /// Repacked weights and folded biases.
     pub packed: usize,
     /// Weights executed where the file holds them.
@@ -98,6 +101,8 @@ pub(crate) enum Slot {
     Input(usize),
     /// A constant.
     Constant(Arc<Vec<f32>>),
+    /// A constant of integers.
+    Integers(Arc<Vec<i64>>),
 }
 
 /// A kernel and its buffers.

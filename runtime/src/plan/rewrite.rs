@@ -95,6 +95,7 @@ pub(super) fn rewrite<'a>(model: &'a Model, shapes: &Shapes) -> Result<Units<'a>
         list[at].output.clone_from(&node.output);
         producer.insert(node.output.clone(), at);
     }
+    super::gate::fuse(&mut list, &uses, model, shapes);
     Ok(Units { list, outputs })
 }
 

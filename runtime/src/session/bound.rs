@@ -139,6 +139,7 @@ impl Bound {
                 pointers.push(match slot {
                     Slot::Arena(at) => base.wrapping_add(*at),
                     Slot::Constant(c) => c.as_ptr(),
+                    Slot::Integers(c) => c.as_ptr().cast(),
                     Slot::Input(i) => {
                         patches.push((pointers.len(), *i));
                         std::ptr::null()

@@ -1,13 +1,19 @@
 //! What an app sees: a session runs one planned model; a decoder runs a language model token by token.
 
 mod bound;
+mod decoder;
+mod generate;
+#[cfg(test)]
+mod sequence_tests;
 
 use crate::kernels::cpu::team::Team;
 use crate::kernels::cpu::{Isa, Sequence};
 use crate::model::Symbols;
 use crate::plan::{Memory, Plan, PlanOptions, Slot, StepInfo};
-use crate::{Elements, Error, Model, Result, Tensor, TensorView, TensorViewMut};
+use crate::{DType, Elements, Error, Model, Result, Tensor, TensorView, TensorViewMut};
 use bound::{Arena, Bound};
+pub use decoder::{Decoder, DecoderOptions, PhaseKind, StepTimes};
+pub use generate::{GenerateOptions, Generated, Sampler, Sampling, Stop};
 use std::path::Path;
 use std::time::Duration;
 
@@ -82,6 +88,18 @@ impl Session {
     /// Names and shapes of the inputs, in the order that a run takes them.
     pub fn inputs(&self) -> &[(String, Vec<usize>)] {
         self.bound.plan.inputs()
+    }
+
+    /// Element types of the inputs.
+    pub fn input_dtypes(&self) -> &[DType] {
+        self.bound.plan.input_dtypes()
+    }
+
+    /// The number of elements that the values of an I64 input index, such as a vocabulary; `None` for
+    /// masks and other inputs.
+    pub fn index_limit(&self, input: usize) -> Option<usize> {
+        let limits = &self.bound.plan.index_limits;
+        limits.iter().find(|l| l.0 == input).map(|l| l.1)
     }
 
     /// Names and shapes of the outputs, in the order that a run fills them.
@@ -220,6 +238,7 @@ impl Session {
             let source = match &output.slot {
                 Slot::Arena(at) => &arena[*at..*at + output.len],
                 Slot::Constant(c) => c,
+                Slot::Integers(_) => continue,
                 Slot::Input(i) => match inputs[*i].elements() {
                     Elements::F32(data) => data,
                     Elements::I64(_) => continue,

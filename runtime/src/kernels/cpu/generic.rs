@@ -10,8 +10,6 @@ pub enum Unary {
     LeakyRelu(f32),
     HardSigmoid(f32, f32),
     HardSwish,
-    Sigmoid,
-    Tanh,
     /// `a * x + b`.
     Affine(f32, f32),
 }
@@ -34,8 +32,6 @@ impl Unary {
             }
             Unary::HardSigmoid(alpha, beta) => clamp(alpha * x + beta, 0.0, 1.0),
             Unary::HardSwish => x * clamp(x / 6.0 + 0.5, 0.0, 1.0),
-            Unary::Sigmoid => 1.0 / (1.0 + (-x).exp()),
-            Unary::Tanh => x.tanh(),
             Unary::Affine(a, b) => a * x + b,
         }
     }

@@ -1,11 +1,18 @@
 //! CPU kernels: written once over a SIMD token, run by a team of threads.
 
+pub mod attention;
 pub mod conv;
+pub mod elementwise;
+pub mod gather;
 pub mod generic;
 mod isa;
 pub mod linear;
+mod math;
+pub mod norm;
 mod panel;
+pub mod position;
 mod simd;
+mod softmax;
 pub mod team;
 pub mod weights;
 pub mod window;
@@ -24,6 +31,18 @@ pub enum Kernel {
     Window(window::Window),
     /// A linear layer of few columns.
     Linear(linear::Linear),
+    /// Activations, sums of equal shapes, softmax of rows.
+    Elementwise(elementwise::Elementwise),
+    /// Normalization of rows, means over tokens.
+    Norm(norm::Norm),
+    /// Slices by index.
+    Gather(gather::Gather),
+    /// A rotation by position.
+    Rotary(position::Rotary),
+    /// A sum with the vectors of positions.
+    PositionRows(position::PositionRows),
+    /// Scaled dot-product attention.
+    Attention(attention::Attention),
     /// Everything else.
     Generic(generic::Generic),
 }
@@ -62,13 +81,34 @@ impl Sequence {
     };
 }
 
+/// How many elements a kernel works on, all told and for each token of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// All that the plan has room for.
+    pub len: usize,
+    /// Of one token; 0 where the elements are no tokens of the session's sequence.
+    pub per_token: usize,
+}
+
+impl Extent {
+    /// Elements that a run needs: the leading ones.
+    #[inline(always)]
+    pub fn active(&self, sequence: &Sequence) -> usize {
+        match self.per_token {
+            0 => self.len,
+            n => self.len.min(n.saturating_mul(sequence.tokens)),
+        }
+    }
+}
+
 impl Kernel {
     /// Scratch elements that each thread needs.
     pub fn scratch_len(&self) -> usize {
         match self {
             Kernel::Conv(k) => k.scratch_len(),
             Kernel::Window(k) => k.scratch_len(),
-            Kernel::Linear(_) | Kernel::Generic(_) => 0,
+            Kernel::Attention(k) => k.scratch_len(),
+            _ => 0,
         }
     }
 
@@ -86,6 +126,12 @@ impl Kernel {
                 Kernel::Conv(k) => k.run::<S>(io),
                 Kernel::Window(k) => k.run::<S>(io),
                 Kernel::Linear(k) => k.run::<S>(io),
+                Kernel::Elementwise(k) => k.run::<S>(io),
+                Kernel::Norm(k) => k.run::<S>(io),
+                Kernel::Gather(k) => k.run(io),
+                Kernel::Rotary(k) => k.run::<S>(io),
+                Kernel::PositionRows(k) => k.run::<S>(io),
+                Kernel::Attention(k) => k.run::<S>(io),
                 Kernel::Generic(k) => k.run(io),
             }
         }

@@ -43,6 +43,21 @@ pub unsafe trait Simd: Copy {
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// The smaller of each lane; NaN where `b` is NaN.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`.
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// Lanes of `x` where `a < b`, lanes of `y` elsewhere.
+    unsafe fn where_less(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// `v * 2^n` for whole numbers `n` from -250 to 250; NaN where `v` is NaN.
+    unsafe fn scale(v: Self::V, n: Self::V) -> Self::V;
+    /// The largest lane; NaN counts as the smallest.
+    unsafe fn largest(v: Self::V) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        // SAFETY: sixteen lanes for sixteen elements; the caller's promise.
+        unsafe { Self::store(lanes.as_mut_ptr(), v) };
+        lanes.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x))
+    }
     /// The sum of the lanes.
     unsafe fn sum(v: Self::V) -> f32;
     /// Lane `i` in `mask` is the next element of `p`; others are 0. Reads `mask.count_ones()`.

@@ -3,6 +3,7 @@
 use super::{Context, Lowered, LoweredStep, Place};
 use crate::Result;
 use crate::kernels::cpu::Kernel;
+use crate::kernels::cpu::elementwise::{Elementwise, Function};
 use crate::kernels::cpu::generic::{Binary, Generic, Part, Unary};
 use crate::model::{Op, PadMode, axis_index, axis_set, slice_range};
 use crate::plan::rewrite::{UNCLAMPED, batch_norm_affine};
@@ -23,8 +24,6 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
         Op::LeakyRelu { alpha } => unary(Unary::LeakyRelu(*alpha)),
         Op::HardSigmoid { alpha, beta } => unary(Unary::HardSigmoid(*alpha, *beta)),
         Op::HardSwish => unary(Unary::HardSwish),
-        Op::Sigmoid => unary(Unary::Sigmoid),
-        Op::Tanh => unary(Unary::Tanh),
         Op::BatchNormalization { epsilon } => {
             let (scale, shift) = batch_norm_affine(context.model, unit.node, *epsilon)?;
             let plane = x.get(2..).unwrap_or_default().iter().product();
@@ -47,11 +46,20 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
         Op::Softmax { axis } => {
             let axis = axis_index(*axis, x.len()).map_err(|e| context.refuse(e))?;
             let (outer, inner) = (x[..axis].iter().product(), x[axis + 1..].iter().product());
+            if inner == 1 && x[axis] > 0 {
+                return softmax_rows(context, x[axis], lowered);
+            }
             Generic::Softmax {
                 outer,
                 axis: x[axis],
                 inner,
             }
+        }
+        Op::Sigmoid | Op::Tanh | Op::Swish { .. } | Op::Gelu { .. } => {
+            return activation(context, lowered);
+        }
+        Op::Add | Op::Sub | Op::Mul | Op::Div if x == out && context.input_shape(1)? == out => {
+            return equal_shapes(context, lowered);
         }
         Op::Add => binary(context, Binary::Add)?,
         Op::Sub => binary(context, Binary::Sub)?,
@@ -130,17 +138,15 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
         | Op::Identity => {
             return Err(context.refuse("a view reached lowering"));
         }
-        Op::Swish { .. }
-        | Op::Gelu { .. }
-        | Op::Gather { .. }
+        Op::Gather { .. }
         | Op::RMSNormalization { .. }
         | Op::LayerNormalization { .. }
         | Op::LpNormalization { .. }
         | Op::RotaryEmbedding { .. }
         | Op::PositionEmbedding
         | Op::Attention { .. }
-        | Op::MaskedMean => return Err(context.refuse("has no kernel")),
-        Op::Conv { .. }
+        | Op::MaskedMean
+        | Op::Conv { .. }
         | Op::Gemm { .. }
         | Op::MatMul { .. }
         | Op::MaxPool(_)
@@ -169,6 +175,62 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
     });
     lowered.infos.push(info);
     Ok(())
+}
+
+/// An activation, gated by the unit's second input if it has one.
+fn activation(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
+    let unit = context.unit;
+    let function = match unit.node.op {
+        Op::Swish { alpha } => Function::Swish(alpha),
+        Op::Gelu { approximate: false } => Function::Gelu,
+        Op::Gelu { approximate: true } => Function::GeluTanh,
+        Op::Sigmoid => Function::Sigmoid,
+        Op::Tanh => Function::Tanh,
+        _ => return Err(context.refuse("is no activation")),
+    };
+    let extent = context.extent(&unit.output, &context.output_shape()?, 1);
+    let (kernel, word) = if unit.inputs.len() > 1 {
+        (Elementwise::Gated { function, extent }, "_mul")
+    } else {
+        (Elementwise::Unary { function, extent }, "")
+    };
+    elementwise(context, kernel, word, lowered)
+}
+
+/// A sum, difference, product or quotient without broadcast.
+fn equal_shapes(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
+    let unit = context.unit;
+    let function = match unit.node.op {
+        Op::Add => Binary::Add,
+        Op::Sub => Binary::Sub,
+        Op::Mul => Binary::Mul,
+        _ => Binary::Div,
+    };
+    let extent = context.extent(&unit.output, &context.output_shape()?, 1);
+    let kernel = Elementwise::Binary {
+        function,
+        extent,
+        clamp: unit.clamp,
+    };
+    elementwise(context, kernel, "", lowered)
+}
+
+fn softmax_rows(context: &Context<'_>, width: usize, lowered: &mut Lowered) -> Result<()> {
+    let shape = context.output_shape()?;
+    let extent = context.extent(&context.unit.output, &shape, width);
+    elementwise(context, Elementwise::Softmax { extent, width }, "", lowered)
+}
+
+fn elementwise(
+    context: &Context<'_>,
+    kernel: Elementwise,
+    word: &str,
+    lowered: &mut Lowered,
+) -> Result<()> {
+    let name = context.unit.node.op.name().to_lowercase();
+    let name = format!("f32_{name}{word}_{}", context.isa());
+    let inputs = context.unit.inputs.len();
+    lowered.push(context, Kernel::Elementwise(kernel), inputs, name, "")
 }
 
 type Table = Vec<Option<usize>>;

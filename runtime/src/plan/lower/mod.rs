@@ -1,12 +1,16 @@
 //! Lowering: units become kernels with values for buffers.
 
+mod attention;
 mod generic;
+mod rows;
+mod tokens;
 mod weighted;
 mod window;
 
+use self::tokens::Tokens;
 use super::rewrite::{Unit, Units, is_depthwise, linear_weight};
 use super::{PlanOptions, Residency, StepInfo, fixed_shape};
-use crate::kernels::cpu::Kernel;
+use crate::kernels::cpu::{Extent, Kernel};
 use crate::model::{Op, Shapes};
 use crate::{Error, Model, Result};
 use std::collections::HashMap;
@@ -21,6 +25,8 @@ pub(super) enum Place {
     Input(usize),
     /// A constant.
     Constant(Arc<Vec<f32>>),
+    /// A constant of integers.
+    Integers(Arc<Vec<i64>>),
 }
 
 pub(super) struct LoweredStep {
@@ -50,6 +56,47 @@ impl Lowered {
         })
     }
 
+    /// A step that reads the unit's first `inputs` inputs, those that are there, and its report.
+    fn push(
+        &mut self,
+        context: &Context<'_>,
+        kernel: Kernel,
+        inputs: usize,
+        name: String,
+        reason: &str,
+    ) -> Result<()> {
+        let unit = context.unit;
+        let given = unit.inputs.iter().take(inputs).filter(|n| !n.is_empty());
+        let inputs = given.map(|n| self.place(n)).collect::<Result<Vec<_>>>()?;
+        let len: usize = context.output_shape()?.iter().product();
+        let mut elements = len;
+        for name in unit.inputs.iter().filter(|n| !n.is_empty()) {
+            elements += context.shape(name)?.iter().product::<usize>();
+        }
+        let info = context.info(name, reason, elements)?;
+        self.finish(context, kernel, inputs, info)
+    }
+
+    /// A step that computes the unit's output, and its report.
+    fn finish(
+        &mut self,
+        context: &Context<'_>,
+        kernel: Kernel,
+        inputs: Vec<Place>,
+        info: StepInfo,
+    ) -> Result<()> {
+        let out_len = context.output_shape()?.iter().product();
+        let out = self.named(&context.unit.output);
+        self.infos.push(info);
+        self.steps.push(LoweredStep {
+            kernel,
+            inputs,
+            out,
+            out_len,
+        });
+        Ok(())
+    }
+
     /// A value without a name.
     fn temporary(&mut self) -> usize {
         self.values += 1;
@@ -70,6 +117,7 @@ struct Context<'c> {
     shapes: &'c Shapes,
     options: &'c PlanOptions,
     unit: &'c Unit<'c>,
+    tokens: &'c Tokens,
 }
 
 impl Context<'_> {
@@ -106,6 +154,15 @@ impl Context<'_> {
 
     fn isa(&self) -> &'static str {
         self.options.isa.name()
+    }
+
+    /// The elements of a value, or the rows of `width` elements that it consists of.
+    fn extent(&self, name: &str, shape: &[usize], width: usize) -> Extent {
+        let width = width.max(1);
+        Extent {
+            len: shape.iter().product::<usize>() / width,
+            per_token: self.tokens.elements(name, shape) / width,
+        }
     }
 
     /// The report of a step without weights.
@@ -160,14 +217,20 @@ pub(super) fn lower(
             lowered
                 .places
                 .insert(name.clone(), Place::Constant(Arc::new(values)));
+        } else if let Some(values) = model.weights()[name].to_i64() {
+            lowered
+                .places
+                .insert(name.clone(), Place::Integers(Arc::new(values)));
         }
     }
+    let tokens = Tokens::find(model, shapes, options)?;
     for unit in &units.list {
         let context = Context {
             model,
             shapes,
             options,
             unit,
+            tokens: &tokens,
         };
         lower_unit(&context, &mut lowered)?;
     }
@@ -200,6 +263,14 @@ fn lower_unit(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
             window: w,
             count_include_pad,
         } => window::pool(context, w, Some(*count_include_pad), lowered),
+        Op::Attention { .. } => attention::attention(context, lowered),
+        Op::RotaryEmbedding { .. } => rows::rotary(context, lowered),
+        Op::PositionEmbedding => rows::positions(context, lowered),
+        Op::Gather { axis } => rows::gather(context, *axis, lowered),
+        Op::RMSNormalization { .. }
+        | Op::LayerNormalization { .. }
+        | Op::LpNormalization { .. }
+        | Op::MaskedMean => rows::norm(context, lowered),
         _ => generic::lower(context, lowered),
     }
 }

@@ -19,6 +19,8 @@ pub(super) fn packed_inputs<'u>(model: &Model, unit: &'u Unit<'_>) -> Vec<&'u St
         Op::Gemm { .. } | Op::MatMul { .. } if linear_weight(model, unit).is_some() => {
             unit.inputs[1..].iter().collect()
         }
+        Op::Gather { .. } => unit.inputs[..1].iter().collect(),
+        Op::RotaryEmbedding { .. } | Op::PositionEmbedding => unit.inputs[1..].iter().collect(),
         _ => Vec::new(),
     }
 }

@@ -62,6 +62,21 @@ unsafe fn even8(p: *const f32, n: usize) -> __m256 {
     }
 }
 
+#[inline(always)]
+unsafe fn scale8(v: __m256, n: __m256) -> __m256 {
+    // SAFETY: the caller runs with AVX2.
+    unsafe {
+        // Two factors, so that neither leaves the range of normal numbers.
+        let (n, bias) = (_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        let half = _mm256_srai_epi32(n, 1);
+        let rest = _mm256_sub_epi32(n, half);
+        let low = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+        let high = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
+        let v = _mm256_mul_ps(v, _mm256_castsi256_ps(low));
+        _mm256_mul_ps(v, _mm256_castsi256_ps(high))
+    }
+}
+
 type V = (__m256, __m256);
 
 // SAFETY: pairs of intrinsics with the memory behaviour that `Simd` asks for; masked-off lanes
@@ -133,6 +148,29 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn min(a: V, b: V) -> V {
         unsafe { (_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: V, b: V) -> V {
+        unsafe { (_mm256_sub_ps(a.0, b.0), _mm256_sub_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: V, b: V) -> V {
+        unsafe { (_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn where_less(a: V, b: V, x: V, y: V) -> V {
+        unsafe {
+            let low = _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0);
+            let high = _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1);
+            (
+                _mm256_blendv_ps(y.0, x.0, low),
+                _mm256_blendv_ps(y.1, x.1, high),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale(v: V, n: V) -> V {
+        unsafe { (scale8(v.0, n.0), scale8(v.1, n.1)) }
     }
     #[inline(always)]
     unsafe fn sum(v: V) -> f32 {

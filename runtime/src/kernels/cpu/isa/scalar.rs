@@ -85,6 +85,27 @@ unsafe impl Simd for Scalar {
         zip(a, b, |a, b| if a < b { a } else { b })
     }
     #[inline(always)]
+    unsafe fn sub(a: V, b: V) -> V {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: V, b: V) -> V {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn where_less(a: V, b: V, x: V, y: V) -> V {
+        std::array::from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    unsafe fn scale(v: V, n: V) -> V {
+        // Two factors, so that neither leaves the range of normal numbers.
+        let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
+        zip(v, n, |v, n| {
+            let n = n as i32;
+            v * power(n >> 1) * power(n - (n >> 1))
+        })
+    }
+    #[inline(always)]
     unsafe fn sum(v: V) -> f32 {
         v.iter().sum()
     }
