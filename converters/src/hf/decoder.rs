@@ -15,9 +15,9 @@ pub(super) fn describe(config: &Object, kind: &str, name: &str) -> Result<(Decod
     let (hidden, heads) = (need("hidden_size")?, need("num_attention_heads")?);
     let layers = need("num_hidden_layers")?;
     let head = match config.whole("head_dim")? {
-        Some(head) => head,
+        Some(head) if heads > 0 => head,
         None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
-        None => return Err(config.error(format!("{heads} heads of {hidden} elements"))),
+        _ => return Err(config.error(format!("{heads} heads of {hidden} elements"))),
     };
     let epsilon = config.float("rms_norm_eps")?.unwrap_or(1e-6);
     if !(epsilon.is_finite() && epsilon >= 0.0) {
