@@ -113,6 +113,39 @@ fn a_decoder_computes_what_a_whole_sequence_computes() {
     }
 }
 
+/// Against `tests/compare/llm_logits.py` on 256 tokens of a novel.
+#[test]
+fn the_real_decoder_computes_what_numpy_computes() {
+    let (Some(path), Some(reference)) = (
+        test_data("SmolLM2-135M-Instruct.Q4_1.gguf"),
+        test_data("smollm2.f64.safetensors"),
+    ) else {
+        return;
+    };
+    let model = open(path, &Options::default()).unwrap();
+    let reference = Tensors::open(reference).unwrap();
+    let ids = longs(&reference.require("input_ids").unwrap().bytes);
+    let logits = floats(&reference.require("logits").unwrap().bytes);
+    let width = logits.len() / ids.len();
+    let options = DecoderOptions {
+        all_logits: true,
+        ..DecoderOptions::default()
+    };
+    let mut decoder = Decoder::new(&model, options).unwrap();
+    let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
+    let mut got = Vec::new();
+    decoder
+        .score(&ids, |_, l| got.extend_from_slice(l))
+        .unwrap();
+    let best = |l: &[f32]| (0..l.len()).max_by(|&a, &b| l[a].total_cmp(&l[b]));
+    let rows = got.chunks(width).zip(logits.chunks(width));
+    let same = rows.filter(|(a, b)| best(a) == best(b)).count();
+    let e = error(&got, &logits);
+    println!("error {e}, argmax agrees on {same} of {}", ids.len());
+    assert!(e < 1e-4, "{e}");
+    assert_eq!(same, ids.len());
+}
+
 #[test]
 fn the_real_encoder_computes_what_sentence_transformers_computes() {
     let (Some(folder), Some(reference)) = (
