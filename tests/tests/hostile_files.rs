@@ -109,8 +109,50 @@ fn every_truncation_is_refused() {
         let error = file::read_bytes(LABEL, file[..n].to_vec().into())
             .err()
             .unwrap_or_else(|| panic!("the first {n} of {} bytes open", file.len()));
-        assert!(error.to_string().contains(LABEL), "{error}");
+        let said = error.to_string();
+        assert!(said.contains(LABEL), "{said}");
+        // Behind the header the cut goes through a tensor, or leaves one outside.
+        if n >= header {
+            let places = format!("do not lie in the {} bytes", n - header);
+            assert!(
+                said.contains("tensor `") && said.contains(&places),
+                "{said}"
+            );
+        } else if n >= 8 {
+            assert!(said.contains(&format!("a file of {n} bytes")), "{said}");
+        }
     }
+}
+
+/// Every bit of the sparse weights' masks, sizes and row offsets flipped: an error that names one of
+/// the weight's tensors. A flip in a value is a value, unless it is not finite.
+#[test]
+fn every_bit_flip_of_a_mask_a_size_or_an_offset_is_refused_by_tensor() {
+    let all = parts();
+    let mut flips = 0;
+    for (i, part) in all.iter().enumerate() {
+        let Some((weight, kind)) = part.name.rsplit_once('.') else {
+            continue;
+        };
+        if !["bitmask", "shape", "row_offsets"].contains(&kind) {
+            continue;
+        }
+        for bit in 0..part.data.len() * 8 {
+            let mut bad = all.clone();
+            bad[i].data[bit / 8] ^= 1 << (bit % 8);
+            let said = match file::read_bytes(LABEL, assemble(META, &bad).into()) {
+                Ok(_) => panic!("bit {bit} of `{}` flipped: opened", part.name),
+                Err(e) => e.to_string(),
+            };
+            flips += 1;
+            assert!(
+                said.contains(LABEL) && said.contains(&format!("`{weight}.")),
+                "bit {bit} of `{}`: {said}",
+                part.name
+            );
+        }
+    }
+    assert!(flips > 1000, "{flips}");
 }
 
 /// Every bit of the header flipped: an error that names the file, or a model that is whole.

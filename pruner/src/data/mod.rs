@@ -3,6 +3,7 @@
 mod folder;
 mod idx;
 mod preprocess;
+mod resize;
 mod tensors;
 
 pub use folder::Folder;

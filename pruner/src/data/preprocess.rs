@@ -1,9 +1,7 @@
 //! From an image of bytes to what a network was trained on: resize, crop, normalise.
 
-use super::Image;
+use super::{Image, resize};
 use crate::{Error, Result};
-use image::imageops::FilterType;
-use image::{ImageBuffer, Pixel};
 use serde::Serialize;
 use std::fmt;
 
@@ -55,7 +53,7 @@ pub struct Preprocess {
     pub mean: Vec<f32>,
     /// One standard deviation, or one per channel.
     pub std: Vec<f32>,
-    /// The length to which the shorter side of an image is resized, antialiased bilinear, before the
+    /// The length to which the shorter side of an image is resized, antialiased bilinear as in Pillow, before the
     /// centre crop; images of the input's size are left alone unless `always_resize`.
     pub size: Option<usize>,
     /// Resize images of the input's size too.
@@ -122,7 +120,7 @@ impl Preprocess {
         let resized;
         let image = match self.size {
             Some(size) if !fits || self.always_resize => {
-                resized = resize(image, size)?;
+                resized = shorter_side(image, size)?;
                 &resized
             }
             _ if fits => image,
@@ -133,8 +131,8 @@ impl Preprocess {
                 ));
             }
         };
-        let top = (image.height.saturating_sub(height)) / 2;
-        let left = (image.width.saturating_sub(width)) / 2;
+        let top = centre(image.height, height);
+        let left = centre(image.width, width);
         let at = |values: &[f32], c: usize| values[c.min(values.len() - 1)];
         for c in 0..channels {
             let (mean, std) = (at(&self.mean, c), at(&self.std, c));
@@ -178,7 +176,7 @@ impl fmt::Display for Preprocess {
 }
 
 /// Resizes the shorter side to `size`.
-fn resize(image: &Image, size: usize) -> Result<Image, String> {
+fn shorter_side(image: &Image, size: usize) -> Result<Image, String> {
     let short = image.height.min(image.width);
     if short == 0 {
         return Err("the image is empty".into());
@@ -191,27 +189,16 @@ fn resize(image: &Image, size: usize) -> Result<Image, String> {
             image.height, image.width
         ));
     }
-    let pixels = match image.channels {
-        1 => resample::<image::Luma<u8>>(image, height, width),
-        _ => resample::<image::Rgb<u8>>(image, height, width),
-    };
-    Ok(Image {
-        height,
-        width,
-        channels: image.channels,
-        pixels: pixels.ok_or("the pixels do not fill the image")?,
-    })
+    if image.pixels.len() != image.height * image.width * image.channels {
+        return Err("the pixels do not fill the image".into());
+    }
+    Ok(resize::bilinear(image, height, width))
 }
 
-fn resample<P: Pixel<Subpixel = u8> + 'static>(
-    image: &Image,
-    height: usize,
-    width: usize,
-) -> Option<Vec<u8>> {
-    let (w, h) = (image.width as u32, image.height as u32);
-    let buffer: ImageBuffer<P, _> = ImageBuffer::from_raw(w, h, image.pixels.as_slice())?;
-    let filter = FilterType::Triangle;
-    Some(image::imageops::resize(&buffer, width as u32, height as u32, filter).into_raw())
+/// Where a centre crop starts: the half of what is left, rounded to even as torchvision does.
+fn centre(image: usize, crop: usize) -> usize {
+    let left = image.saturating_sub(crop);
+    left / 2 + usize::from(left % 4 == 3)
 }
 
 #[cfg(test)]
@@ -264,6 +251,23 @@ mod tests {
         p.apply(&wide, &mut out).unwrap();
         for row in out.chunks(4) {
             assert!(row[0] < 0.01 && row[3] > 0.99, "{row:?}");
+        }
+    }
+
+    #[test]
+    fn a_crop_of_odd_margins_started_a_pixel_off_from_torchvision() {
+        // int(round(n / 2)) in Python.
+        for (margin, start) in [
+            (0, 0),
+            (1, 0),
+            (2, 1),
+            (3, 2),
+            (5, 2),
+            (7, 4),
+            (117, 58),
+            (119, 60),
+        ] {
+            assert_eq!(centre(224 + margin, 224), start, "{margin}");
         }
     }
 

@@ -206,12 +206,14 @@ impl Model {
             .map(|(n, _)| n.to_string())
             .collect();
         for name in names {
-            let dense = self.weights[&name].decode();
-            let sparse = dense.encode();
-            let smaller = sparse.byte_len() < dense.byte_len();
-            model
-                .weights
-                .insert(name, if smaller { sparse } else { dense });
+            let weight = &self.weights[&name];
+            let ((rows, cols), zeros) = (weight.matrix(), weight.numel() - weight.count_nonzero());
+            let overhead = rows * (cols.div_ceil(8) + 8);
+            let chosen = match zeros * weight.dtype().size() > overhead {
+                true => weight.decode().encode(),
+                false => weight.decode(),
+            };
+            model.weights.insert(name, chosen);
         }
         model
     }

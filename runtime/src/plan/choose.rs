@@ -1,5 +1,7 @@
 //! Choosing a form for a weighted layer: which are legal, and which is estimated fastest.
 
+use crate::kernels::cpu::chunk::Chunk;
+
 /// How a layer's weights are executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
@@ -11,20 +13,24 @@ pub enum Form {
     DenseRows,
     /// Mask and non-zeros, as dot products from the bytes of the model.
     BitmaskRows,
+    /// Every element, expanded from the bytes of the model a block at a time for all columns.
+    DenseChunk,
+    /// Mask and non-zeros, expanded to every element likewise.
+    BitmaskChunk,
 }
 
 impl Form {
     /// The word for this form in kernel names.
     pub const fn name(self) -> &'static str {
         match self {
-            Form::DensePanel | Form::DenseRows => "dense",
+            Form::DensePanel | Form::DenseRows | Form::DenseChunk => "dense",
             Form::StreamPanel => "stream",
-            Form::BitmaskRows => "bitmask",
+            Form::BitmaskRows | Form::BitmaskChunk => "bitmask",
         }
     }
 
     const fn is_dense(self) -> bool {
-        matches!(self, Form::DensePanel | Form::DenseRows)
+        matches!(self, Form::DensePanel | Form::DenseRows | Form::DenseChunk)
     }
 }
 
@@ -41,6 +47,20 @@ pub struct Layer {
     pub columns: usize,
     /// Whether the layer is a matrix product, so that dot products are possible.
     pub linear: bool,
+    /// How the model holds the weight, where kernels can execute it from there.
+    pub stored: Option<Stored>,
+}
+
+/// A weight in the model's own bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored {
+    /// Bytes of a value.
+    pub element: usize,
+    /// Only the non-zeros are stored.
+    pub bitmask: bool,
+    /// No other form may be made: the weights are shared by plans that would each make their own, or
+    /// another form takes several times the bytes.
+    pub only: bool,
 }
 
 /// A legal form and its estimated cost, in vector operations per layer.
@@ -57,11 +77,24 @@ pub const MOST_DOT_COLUMNS: usize = 8;
 
 /// The legal forms of a layer, not ordered.
 pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Form> {
-    let mut forms = if layer.linear && layer.columns <= MOST_DOT_COLUMNS {
+    let few = layer.linear && layer.columns <= MOST_DOT_COLUMNS;
+    let mapped = |stored: Stored| match (few, stored.bitmask && !dense_only) {
+        (true, false) => Form::DenseRows,
+        (true, true) => Form::BitmaskRows,
+        (false, false) => Form::DenseChunk,
+        (false, true) => Form::BitmaskChunk,
+    };
+    if let Some(stored) = layer.stored.filter(|s| s.only) {
+        return vec![mapped(stored)];
+    }
+    let mut forms = if few {
         vec![Form::DenseRows, Form::BitmaskRows]
     } else {
         vec![Form::DensePanel, Form::StreamPanel]
     };
+    if !few && let Some(stored) = layer.stored {
+        forms.push(mapped(stored));
+    }
     if dense_only || layer.nonzeros == layer.rows * layer.cols {
         forms.retain(|f| f.is_dense());
     }
@@ -85,6 +118,8 @@ fn cost(layer: &Layer, form: Form, chunk: usize) -> f64 {
     let (rows, cols, nonzeros) = (layer.rows as f64, layer.cols as f64, layer.nonzeros as f64);
     let chunks = layer.cols.div_ceil(chunk.max(1)).max(1) as f64;
     let vectors = layer.columns.div_ceil(16) as f64;
+    let element = layer.stored.map_or(4, |s| s.element) as f64;
+    let passes = Chunk::passes(layer.columns, layer.cols) as f64;
     match form {
         // One FMA per element, at 92 % of the peak.
         Form::DensePanel => vectors * rows * cols / 0.92,
@@ -92,11 +127,16 @@ fn cost(layer: &Layer, form: Form, chunk: usize) -> f64 {
         // the sums to and from memory and the end of a loop.
         Form::StreamPanel => vectors * (1.35 * nonzeros + 4.0 * rows * chunks),
         // Bound by bytes: 64 of them a vector.
-        Form::DenseRows => rows * cols / 16.0 * (2.0 + 0.5 * layer.columns as f64),
+        Form::DenseRows => rows * cols / 16.0 * (0.5 * element + 0.5 * layer.columns as f64),
         // An expansion per 16 elements and the bytes of mask and values.
         Form::BitmaskRows => {
-            rows * cols / 16.0 * (1.2 + 0.5 * layer.columns as f64) + 2.0 * nonzeros / 16.0
+            rows * cols / 16.0 * (1.2 + 0.5 * layer.columns as f64)
+                + 0.5 * element * nonzeros / 16.0
         }
+        // As the dense panel, and for each pass a vector that is read, converted and stored.
+        Form::DenseChunk => rows * cols * (vectors / 0.88 + 3.0 * passes / 16.0),
+        // The same with an expansion.
+        Form::BitmaskChunk => rows * cols * (vectors / 0.88 + 5.0 * passes / 16.0),
     }
 }
 
@@ -107,6 +147,14 @@ pub fn reason(layer: &Layer, ranked: &[Candidate], dense_only: bool) -> String {
         return String::new();
     };
     match ranked.get(1) {
+        None if layer.stored.is_some_and(|s| s.only) => {
+            let bitmask = layer.stored.is_some_and(|s| s.bitmask);
+            match (bitmask, dense_only) {
+                (true, true) => "dense was asked for: decoded once".into(),
+                (true, false) => format!("density {density:.2}: as the model holds it"),
+                (false, _) => "dense, as the model holds it".into(),
+            }
+        }
         None if dense_only => "dense was asked for".into(),
         None => "no zeros".into(),
         Some(next) => {

@@ -186,11 +186,12 @@ impl Fusion<'_, '_> {
             return Ok(None);
         }
         let unit = &mut self.list[at];
-        let Op::Conv { .. } = unit.node.op else {
-            return Ok(None);
+        let takes = match &unit.node.op {
+            Op::Conv { .. } => !is_depthwise(&unit.node.op, &shape(&unit.inputs[1])?),
+            Op::Gemm { .. } | Op::MatMul { .. } => linear_weight(self.model, unit).is_some(),
+            _ => false,
         };
-        let weight = shape(&unit.inputs[1])?;
-        if unit.residual.is_some() || is_depthwise(&unit.node.op, &weight) {
+        if unit.residual.is_some() || !takes {
             return Ok(None);
         }
         unit.residual = Some(other.clone());

@@ -186,7 +186,11 @@ impl Conv {
                 },
                 stride: if matrix { PANEL } else { self.columns },
                 last_mask: first(count - (vectors - 1) * LANES),
-                clamp: self.clamp,
+                // What is added to a matrix is added as it is transposed.
+                clamp: match matrix && !residual.is_null() {
+                    true => (f32::NEG_INFINITY, f32::INFINITY),
+                    false => self.clamp,
+                },
                 first: true,
                 last: false,
             };
@@ -196,7 +200,9 @@ impl Conv {
                 match &self.source {
                     Source::Flat(masks) => masks.pack::<S>(x, inner, from, vectors, panel),
                     Source::Rows(g) => pack_rows::<S>(g, x, inner, column, count, panel),
-                    Source::Matrix => pack_matrix(x.add(column * cols), cols, inner, count, panel),
+                    Source::Matrix => {
+                        pack_matrix::<S>(x.add(column * cols), cols, inner, count, panel)
+                    }
                 }
                 tile.first = c == 0;
                 tile.last = c + 1 == chunks;
@@ -218,10 +224,23 @@ impl Conv {
                     PanelWeights::Stream(_) => super::weights::BLOCK_ROWS,
                 };
                 let rows_done = blocks.start * per_block..(blocks.end * per_block).min(rows);
-                for n in 0..count {
-                    let out = io.out.add((column + n) * rows);
-                    for r in rows_done.clone() {
-                        *out.add(r) = *transposed.add(r * PANEL + n);
+                let (low, high) = (S::splat(self.clamp.0), S::splat(self.clamp.1));
+                for n in (0..count).step_by(LANES) {
+                    for r in rows_done.clone().step_by(LANES) {
+                        let left = LANES.min(rows_done.end - r);
+                        let lines: [S::V; LANES] = std::array::from_fn(|i| match i < left {
+                            true => S::load(transposed.add((r + i) * PANEL + n)),
+                            false => S::splat(0.0),
+                        });
+                        let lines = S::transpose(lines);
+                        for (i, mut y) in lines.into_iter().enumerate().take(count - n) {
+                            let at = (column + n + i) * rows + r;
+                            if !residual.is_null() {
+                                y = S::add(y, S::load_mask(residual.add(at), first(left)));
+                                y = S::min(high, S::max(low, y));
+                            }
+                            S::store_mask(io.out.add(at), y, first(left));
+                        }
                     }
                 }
             }
@@ -370,22 +389,27 @@ unsafe fn copy_strided<S: Simd>(source: *const f32, stride: usize, len: usize, o
 
 /// Packs `count` rows of a matrix of `cols` columns as columns of the panel.
 #[inline(always)]
-unsafe fn pack_matrix(
+unsafe fn pack_matrix<S: Simd>(
     x: *const f32,
     cols: usize,
     inner: std::ops::Range<usize>,
     count: usize,
     panel: *mut f32,
 ) {
-    // SAFETY: the caller gives `count` rows of `cols` elements.
-    unsafe {
-        for (row, k) in inner.enumerate() {
-            let out = panel.add(row * PANEL);
-            for n in 0..count {
-                *out.add(n) = *x.add(n * cols + k);
-            }
-            for n in count..count.next_multiple_of(LANES) {
-                *out.add(n) = 0.0;
+    for n in (0..count).step_by(LANES) {
+        for k in inner.clone().step_by(LANES) {
+            let left = LANES.min(inner.end - k);
+            // SAFETY: the caller gives `count` rows of `cols` elements, and a row of the panel for
+            // each of `inner`.
+            unsafe {
+                let rows: [S::V; LANES] = std::array::from_fn(|i| match n + i < count {
+                    true => S::load_mask(x.add((n + i) * cols + k), first(left)),
+                    false => S::splat(0.0),
+                });
+                let out = panel.add((k - inner.start) * PANEL + n);
+                for (i, line) in S::transpose(rows).into_iter().enumerate().take(left) {
+                    S::store(out.add(i * PANEL), line);
+                }
             }
         }
     }

@@ -2,25 +2,15 @@
 //! read from where it lies, the mapped file included.
 
 use super::Io;
+use super::rows::{Cursor, Rows, Source, Visit};
 use super::simd::{LANES, Simd, first};
-use crate::model::Bytes;
+use std::ops::Range;
 use std::sync::Arc;
 
-/// Rows of a weight matrix, f32 little-endian at any alignment.
-#[derive(Clone, Debug)]
-pub enum Rows {
-    /// Every element.
-    Dense(Bytes),
-    /// The bitmask encoding; `starts[r]` is where row `r` starts in `values`, in elements.
-    #[allow(missing_docs)]
-    Bitmask {
-        mask: Bytes,
-        values: Bytes,
-        starts: Arc<[usize]>,
-    },
-}
+/// Weight rows that threads share out as one.
+const SHARE: usize = 4;
 
-/// A planned product `x [count, inner]` to `[count, outer]`.
+/// A planned product `x [count, inner]` to `[count, outer]`; a second input is added to it.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct Linear {
@@ -28,155 +18,160 @@ pub struct Linear {
     /// One per output, or empty.
     pub bias: Arc<[f32]>,
     pub count: usize,
-    pub inner: usize,
-    pub outer: usize,
+    /// The input's rows are a run's tokens: those behind the last are not computed.
+    pub tokens: bool,
     pub clamp: (f32, f32),
 }
 
 impl Linear {
+    /// Scratch elements of one thread.
+    pub fn scratch_len(&self) -> usize {
+        self.rows.scratch_len(SHARE)
+    }
+
     /// Runs this member's share of the outputs.
     ///
     /// # Safety
-    /// As [`Kernel::run`](super::Kernel::run); and the byte lengths of `rows` fit `outer` and `inner`.
+    /// As [`Kernel::run`](super::Kernel::run).
     #[inline(always)]
     pub(super) unsafe fn run<S: Simd>(&self, io: &Io<'_>) {
-        let share = io.member.share(self.outer);
-        let mut n = 0;
-        while n < self.count {
-            // SAFETY: the plan sized input and output.
+        let outer = self.rows.outer();
+        let share = io.member.share(outer.div_ceil(SHARE));
+        let mut run = Run {
+            linear: self,
+            io,
+            share: share.start * SHARE..outer.min(share.end * SHARE),
+            count: io.columns(self.count, self.tokens),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.rows.visit::<S>(&mut run) }
+    }
+}
+
+/// One member's part of a run.
+struct Run<'r> {
+    linear: &'r Linear,
+    io: &'r Io<'r>,
+    share: Range<usize>,
+    count: usize,
+}
+
+impl<S: Simd> Visit<S> for Run<'_> {
+    #[inline(always)]
+    unsafe fn rows<R: Source>(&mut self) {
+        // SAFETY: the caller's promise. The register tile is as large as the registers allow.
+        unsafe {
+            match (S::MANY, self.count) {
+                (true, 1) => self.blocks::<S, R, 4, 1, 2>(),
+                (true, 2) => self.blocks::<S, R, 4, 2, 1>(),
+                (true, 3..=4) => self.blocks::<S, R, 4, 4, 1>(),
+                (true, _) => self.blocks::<S, R, 2, 8, 1>(),
+                (false, 1) => self.blocks::<S, R, 2, 1, 2>(),
+                (false, 2) => self.blocks::<S, R, 2, 2, 1>(),
+                (false, _) => self.blocks::<S, R, 1, 4, 1>(),
+            }
+        }
+    }
+}
+
+impl Run<'_> {
+    /// `M` weight rows and `N` input rows at once, `U` running sums for each pair.
+    #[inline(always)]
+    unsafe fn blocks<S: Simd, R: Source, const M: usize, const N: usize, const U: usize>(&self) {
+        let inner = self.linear.rows.inner();
+        let mut row = self.share.start;
+        while row < self.share.end {
+            let end = self.share.end.min(row + M);
+            // SAFETY: the plan sized input, output and scratch.
             unsafe {
-                match self.count - n {
-                    4.. => self.columns::<S, 4, 1>(io, n, share.clone()),
-                    2..4 => self.columns::<S, 2, 2>(io, n, share.clone()),
-                    _ => self.columns::<S, 1, 4>(io, n, share.clone()),
+                let source = R::of(&self.linear.rows, row..end, self.io.scratch);
+                let mut n = 0;
+                while n < self.count {
+                    let last = self.count - n - 1;
+                    // Rows and columns that are not there repeat the last one.
+                    let w: [R::Cursor; M] =
+                        std::array::from_fn(|m| source.row((row + m).min(end - 1)));
+                    let x: [*const f32; N] =
+                        std::array::from_fn(|i| self.io.inputs[0].add((n + i.min(last)) * inner));
+                    let sums = dot::<S, R::Cursor, M, N, U>(w, x, inner);
+                    for (m, sums) in sums.iter().enumerate().take(end - row) {
+                        for (i, sum) in sums.iter().enumerate().take(last + 1) {
+                            self.finish(row + m, n + i, S::sum(*sum));
+                        }
+                    }
+                    n += N;
                 }
             }
-            n += match self.count - n {
-                4.. => 4,
-                2..4 => 2,
-                _ => 1,
-            };
-        }
-    }
-
-    /// `N` input rows at once, `U` running sums each.
-    #[inline(always)]
-    unsafe fn columns<S: Simd, const N: usize, const U: usize>(
-        &self,
-        io: &Io<'_>,
-        n: usize,
-        share: std::ops::Range<usize>,
-    ) {
-        // SAFETY: as `run`.
-        unsafe {
-            let x = io.inputs[0].add(n * self.inner);
-            for r in share {
-                let mut sums = [[S::splat(0.0); U]; N];
-                match &self.rows {
-                    Rows::Dense(bytes) => {
-                        let w = bytes.as_ptr().cast::<f32>().add(r * self.inner);
-                        self.dot_dense::<S, N, U>(w, x, &mut sums);
-                    }
-                    Rows::Bitmask {
-                        mask,
-                        values,
-                        starts,
-                    } => {
-                        let stride = self.inner.div_ceil(8);
-                        let mask = &mask[r * stride..(r + 1) * stride];
-                        let values = values.as_ptr().cast::<f32>().add(starts[r]);
-                        self.dot_bitmask::<S, N, U>(mask, values, x, &mut sums);
-                    }
-                }
-                let bias = self.bias.get(r).copied().unwrap_or(0.0);
-                for (i, sums) in sums.iter().enumerate() {
-                    let total = sums.iter().skip(1).fold(sums[0], |a, &b| S::add(a, b));
-                    let y = S::sum(total) + bias;
-                    let y = if y < self.clamp.0 { self.clamp.0 } else { y };
-                    let y = if y > self.clamp.1 { self.clamp.1 } else { y };
-                    *io.out.add((n + i) * self.outer + r) = y;
-                }
-            }
+            row = end;
         }
     }
 
     #[inline(always)]
-    unsafe fn dot_dense<S: Simd, const N: usize, const U: usize>(
-        &self,
-        w: *const f32,
-        x: *const f32,
-        sums: &mut [[S::V; U]; N],
-    ) {
-        // SAFETY: `w` and each of the `N` rows of `x` hold `inner` elements.
+    unsafe fn finish(&self, row: usize, column: usize, sum: f32) {
+        let at = column * self.linear.rows.outer() + row;
+        let mut y = sum + self.linear.bias.get(row).copied().unwrap_or(0.0);
+        // SAFETY: the plan sized the output and what is added to it.
         unsafe {
-            let mut k = 0;
-            while k + U * LANES <= self.inner {
-                for u in 0..U {
-                    let v = S::load(w.add(k + u * LANES));
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        sums[u] =
-                            S::fma(v, S::load(x.add(i * self.inner + k + u * LANES)), sums[u]);
-                    }
-                }
-                k += U * LANES;
+            if let Some(residual) = self.io.inputs.get(1) {
+                y += *residual.add(at);
             }
-            while k < self.inner {
-                let mask = first(self.inner - k);
-                let v = S::load_mask(w.add(k), mask);
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    sums[0] = S::fma(v, S::load_mask(x.add(i * self.inner + k), mask), sums[0]);
-                }
-                k += LANES;
-            }
+            *self.io.out.add(at) = clamp(y, self.linear.clamp);
         }
     }
+}
 
-    #[inline(always)]
-    unsafe fn dot_bitmask<S: Simd, const N: usize, const U: usize>(
-        &self,
-        mask: &[u8],
-        mut values: *const f32,
-        x: *const f32,
-        sums: &mut [[S::V; U]; N],
-    ) {
-        let (pairs, tail) = mask.as_chunks::<2>();
-        let whole = self.inner / LANES;
-        // SAFETY: the mask counts the row's values; a set bit's column lies within `inner`.
-        unsafe {
-            let (groups, rest) = pairs[..whole].as_chunks::<U>();
-            let mut at = x;
-            for group in groups {
-                for u in 0..U {
-                    let bits = u16::from_le_bytes(group[u]);
-                    let v = S::expand(values, bits);
-                    values = values.add(bits.count_ones() as usize);
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        sums[u] = S::fma(v, S::load(at.add(i * self.inner)), sums[u]);
+/// `y` between the limits; NaN stays NaN.
+#[inline(always)]
+fn clamp(y: f32, limits: (f32, f32)) -> f32 {
+    let y = if y < limits.0 { limits.0 } else { y };
+    if y > limits.1 { limits.1 } else { y }
+}
+
+#[inline(always)]
+unsafe fn dot<S: Simd, C: Cursor, const M: usize, const N: usize, const U: usize>(
+    mut w: [C; M],
+    x: [*const f32; N],
+    inner: usize,
+) -> [[S::V; N]; M] {
+    // SAFETY: the rows of weights and of `x` hold `inner` elements.
+    unsafe {
+        let mut sums = [[[S::splat(0.0); N]; M]; U];
+        let mut k = 0;
+        while k + U * LANES <= inner {
+            for (u, sums) in sums.iter_mut().enumerate() {
+                let v: [S::V; M] = std::array::from_fn(|m| w[m].next::<S>());
+                for i in 0..N {
+                    let x = S::load(x[i].add(k + u * LANES));
+                    for m in 0..M {
+                        sums[m][i] = S::fma(v[m], x, sums[m][i]);
                     }
-                    at = at.add(LANES);
                 }
             }
-            for pair in rest {
-                let bits = u16::from_le_bytes(*pair);
-                let v = S::expand(values, bits);
-                values = values.add(bits.count_ones() as usize);
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    sums[0] = S::fma(v, S::load(at.add(i * self.inner)), sums[0]);
+            k += U * LANES;
+        }
+        while k < inner {
+            let left = inner - k;
+            for m in 0..M {
+                let v = if left >= LANES {
+                    w[m].next::<S>()
+                } else {
+                    w[m].rest::<S>(left)
+                };
+                for i in 0..N {
+                    let x = S::load_mask(x[i].add(k), first(left));
+                    sums[0][m][i] = S::fma(v, x, sums[0][m][i]);
                 }
-                at = at.add(LANES);
             }
-            let bits = match (pairs.get(whole), tail) {
-                (Some(pair), _) => u16::from_le_bytes(*pair),
-                (None, [byte]) => u16::from(*byte),
-                _ => 0,
-            };
-            if bits != 0 {
-                let v = S::expand(values, bits);
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let p = x.add(i * self.inner + whole * LANES);
-                    sums[0] = S::fma(v, S::load_mask(p, bits), sums[0]);
+            k += LANES;
+        }
+        let mut total = sums[0];
+        for sums in &sums[1..] {
+            for m in 0..M {
+                for i in 0..N {
+                    total[m][i] = S::add(total[m][i], sums[m][i]);
                 }
             }
         }
+        total
     }
 }

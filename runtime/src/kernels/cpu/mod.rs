@@ -1,6 +1,9 @@
 //! CPU kernels: written once over a SIMD token, run by a team of threads.
 
 pub mod attention;
+#[cfg(test)]
+mod battery;
+pub mod chunk;
 pub mod conv;
 pub mod elementwise;
 pub mod gather;
@@ -11,6 +14,7 @@ mod math;
 pub mod norm;
 mod panel;
 pub mod position;
+pub mod rows;
 mod simd;
 mod softmax;
 pub mod team;
@@ -31,6 +35,8 @@ pub enum Kernel {
     Window(window::Window),
     /// A linear layer of few columns.
     Linear(linear::Linear),
+    /// A linear layer of many columns, from the model's own bytes.
+    Chunk(chunk::Chunk),
     /// Activations, sums of equal shapes, softmax of rows.
     Elementwise(elementwise::Elementwise),
     /// Normalization of rows, means over tokens.
@@ -81,6 +87,17 @@ impl Sequence {
     };
 }
 
+impl Io<'_> {
+    /// Of `planned` columns those to compute: a run's tokens where the columns are `tokens`.
+    #[inline(always)]
+    fn columns(&self, planned: usize, tokens: bool) -> usize {
+        match tokens {
+            true => planned.min(self.sequence.tokens),
+            false => planned,
+        }
+    }
+}
+
 /// How many elements a kernel works on, all told and for each token of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -107,6 +124,8 @@ impl Kernel {
         match self {
             Kernel::Conv(k) => k.scratch_len(),
             Kernel::Window(k) => k.scratch_len(),
+            Kernel::Linear(k) => k.scratch_len(),
+            Kernel::Chunk(k) => k.scratch_len(),
             Kernel::Attention(k) => k.scratch_len(),
             _ => 0,
         }
@@ -126,6 +145,7 @@ impl Kernel {
                 Kernel::Conv(k) => k.run::<S>(io),
                 Kernel::Window(k) => k.run::<S>(io),
                 Kernel::Linear(k) => k.run::<S>(io),
+                Kernel::Chunk(k) => k.run::<S>(io),
                 Kernel::Elementwise(k) => k.run::<S>(io),
                 Kernel::Norm(k) => k.run::<S>(io),
                 Kernel::Gather(k) => k.run(io),

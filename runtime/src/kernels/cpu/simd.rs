@@ -8,6 +8,46 @@
 /// Lanes of a vector.
 pub const LANES: usize = 16;
 
+/// The type of stored weights; kernels compute in f32.
+pub trait Element: Copy {
+    /// Which type.
+    const KIND: Kind;
+    /// Bytes of a stored value.
+    const SIZE: usize;
+}
+
+/// The types of stored weights.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Kind {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// Stored as f32.
+#[derive(Clone, Copy)]
+pub struct F32;
+/// Stored as IEEE half precision.
+#[derive(Clone, Copy)]
+pub struct F16;
+/// Stored as the upper half of an f32.
+#[derive(Clone, Copy)]
+pub struct Bf16;
+
+impl Element for F32 {
+    const KIND: Kind = Kind::F32;
+    const SIZE: usize = 4;
+}
+impl Element for F16 {
+    const KIND: Kind = Kind::F16;
+    const SIZE: usize = 2;
+}
+impl Element for Bf16 {
+    const KIND: Kind = Kind::Bf16;
+    const SIZE: usize = 2;
+}
+
 /// Operations on vectors of [`LANES`] f32.
 ///
 /// # Safety
@@ -20,6 +60,8 @@ pub unsafe trait Simd: Copy {
     const MR: usize;
     /// Vectors across the dense panel kernel's register tile.
     const NV: usize;
+    /// Whether some thirty vectors fit the registers, rather than seven.
+    const MANY: bool;
 
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::V;
@@ -60,8 +102,16 @@ pub unsafe trait Simd: Copy {
     }
     /// The sum of the lanes.
     unsafe fn sum(v: Self::V) -> f32;
-    /// Lane `i` in `mask` is the next element of `p`; others are 0. Reads `mask.count_ones()`.
-    unsafe fn expand(p: *const f32, mask: u16) -> Self::V;
+    /// Sixteen stored values at `p`, as f32.
+    unsafe fn widen<E: Element>(p: *const u8) -> Self::V;
+    /// The first `n < 16` stored values at `p`, as f32; others are 0 and not read.
+    unsafe fn widen_first<E: Element>(p: *const u8, n: usize) -> Self::V;
+    /// Lane `i` in `mask` is the next stored value at `p`, as f32; others are 0. May read sixteen.
+    unsafe fn expand<E: Element>(p: *const u8, mask: u16) -> Self::V;
+    /// Lane `j` of vector `i` becomes lane `i` of vector `j`.
+    unsafe fn transpose(v: [Self::V; LANES]) -> [Self::V; LANES];
+    /// Asks for the cache line of any address, mapped or not.
+    unsafe fn prefetch(p: *const u8);
 }
 
 /// The mask of the first `n` lanes; all for `n >= 16`.

@@ -1,13 +1,15 @@
 //! Convolutions and linear layers: choose a form, pack the weights, report both.
 
-use super::super::choose::{self, Form, Layer};
+use super::super::choose::{self, Form, Layer, Stored};
 use super::super::rewrite::{LinearUse, Unit, is_depthwise, linear_weight};
 use super::{Context, Lowered, LoweredStep};
+use crate::kernels::cpu::chunk::Chunk;
 use crate::kernels::cpu::conv::{Conv, ConvGeometry, PanelSet};
-use crate::kernels::cpu::linear::{Linear, Rows};
+use crate::kernels::cpu::linear::Linear;
+use crate::kernels::cpu::rows::Rows;
 use crate::kernels::cpu::weights::{DensePanels, IndexStream, PanelWeights, chunk_rows};
 use crate::kernels::cpu::{Kernel, l1_bytes};
-use crate::model::{Bytes, Encoding, Op, Weight, padding_for};
+use crate::model::{Encoding, Op, Weight, padding_for};
 use crate::plan::{Residency, StepInfo};
 use crate::{DType, Model, Result};
 
@@ -170,6 +172,7 @@ pub(super) fn conv(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
         nonzeros: nonzeros / groups,
         columns,
         linear: false,
+        stored: None,
     };
     let ranked = choose::rank(
         &layer,
@@ -273,6 +276,7 @@ pub(super) fn linear(
         nonzeros,
         columns,
         linear: true,
+        stored: stored(context, linear, weight),
     };
     let ranked = choose::rank(
         &layer,
@@ -315,26 +319,36 @@ pub(super) fn linear(
             )
         }
         Form::DenseRows | Form::BitmaskRows => {
-            let (rows, residency) = weight_rows(context, linear, weight, form);
-            let (bytes, macs) = match &rows {
-                Rows::Dense(b) => (b.len(), outer * inner),
-                Rows::Bitmask { mask, values, .. } => (mask.len() + values.len(), values.len() / 4),
-            };
+            let (rows, residency) = weight_rows(context, linear, weight, form)?;
+            let (bytes, macs) = (rows.byte_len() + bias.len() * 4, rows.stored());
+            let name = format!(
+                "{}_linear_{}_rows_{}",
+                short(rows.dtype()),
+                form.name(),
+                context.isa()
+            );
             let kernel = Kernel::Linear(Linear {
                 rows,
                 bias: bias.into(),
                 count: columns,
-                inner,
-                outer,
+                tokens: are_tokens(context, columns)?,
                 clamp: unit.clamp,
             });
-            (
-                kernel,
-                residency,
-                bytes,
-                macs,
-                format!("f32_linear_{}_rows_{}", form.name(), context.isa()),
-            )
+            (kernel, residency, bytes, macs, name)
+        }
+        Form::DenseChunk | Form::BitmaskChunk => {
+            let (rows, residency) = weight_rows(context, linear, weight, form)?;
+            let bytes = rows.byte_len() + bias.len() * 4;
+            let (m, v) = context.options.isa.chunk_tile();
+            let name = format!(
+                "{}_linear_{}_chunk_{m}x{v}_{}",
+                short(rows.dtype()),
+                form.name(),
+                context.isa()
+            );
+            let tokens = are_tokens(context, columns)?;
+            let kernel = Chunk::new(rows, bias.into(), columns, tokens, unit.clamp);
+            (Kernel::Chunk(kernel), residency, bytes, outer * inner, name)
         }
     };
     lowered.infos.push(StepInfo {
@@ -351,7 +365,10 @@ pub(super) fn linear(
         macs: (macs * columns) as u64,
         dense_macs: (outer * inner * columns) as u64,
     });
-    let inputs = vec![lowered.place(&unit.inputs[0])?];
+    let mut inputs = vec![lowered.place(&unit.inputs[0])?];
+    if let Some(residual) = &unit.residual {
+        inputs.push(lowered.place(residual)?);
+    }
     let out_value = lowered.named(&unit.output);
     lowered.steps.push(LoweredStep {
         kernel,
@@ -362,51 +379,68 @@ pub(super) fn linear(
     Ok(())
 }
 
-/// Rows for dot products: the model's own bytes where they serve as they are, a copy otherwise.
+/// The word for a dtype in kernel names.
+fn short(dtype: DType) -> String {
+    dtype.name().to_lowercase()
+}
+
+/// How the model holds a linear layer's weight. Plans of one decoder share its weights, and weights
+/// of 16 bits are smaller than any other form, so that both are executed from there.
+fn stored(context: &Context<'_>, linear: &LinearUse<'_>, weight: &Weight) -> Option<Stored> {
+    let only = context.options.capacity.is_some() || weight.dtype() != DType::F32;
+    (is_as_stored(linear) || only).then_some(Stored {
+        element: weight.dtype().size(),
+        bitmask: weight.is_sparse(),
+        only,
+    })
+}
+
+/// Whether rows of the weight are rows of the layer.
+fn is_as_stored(linear: &LinearUse<'_>) -> bool {
+    linear.trans_b && linear.alpha == 1.0
+}
+
+/// Whether a layer's columns are the tokens that a decoder's plan is made for.
+fn are_tokens(context: &Context<'_>, columns: usize) -> Result<bool> {
+    let (options, graph) = (context.options, context.model.graph());
+    match graph.inputs.iter().find(|i| i.dtype == DType::I64) {
+        Some(input) if options.capacity.is_some() => {
+            Ok(context.shape(&input.name)?.iter().product::<usize>() == columns)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Rows of the weight: the model's own bytes where they serve as they are, a copy otherwise.
 fn weight_rows(
     context: &Context<'_>,
     linear: &LinearUse<'_>,
     weight: &Weight,
     form: Form,
-) -> (Rows, Residency) {
-    let as_is = linear.trans_b && linear.alpha == 1.0 && weight.dtype() == DType::F32;
-    match (weight.encoding(), form) {
-        (Encoding::Dense(bytes), Form::DenseRows) if as_is => {
-            (Rows::Dense(bytes.clone()), Residency::Mapped)
-        }
-        (Encoding::Bitmask(b), Form::BitmaskRows) if as_is => {
-            let starts: Vec<usize> = (0..b.rows).map(|r| b.row_start(r)).collect();
-            let rows = Rows::Bitmask {
-                mask: b.mask.clone(),
-                values: b.values.clone(),
-                starts: starts.into(),
-            };
-            (rows, Residency::Mapped)
-        }
-        _ => {
-            let made = context
-                .model
-                .derived()
-                .get_or_make(&key(context, form, 1), || {
-                    let Some(sparse) = SparseRows::new(weight, !linear.trans_b, |_| linear.alpha)
-                    else {
-                        return Rows::Dense(Bytes::from(Vec::new()));
-                    };
-                    let (outer, inner) = (sparse.rows.len(), sparse.cols);
-                    let dense = Weight::from_f32(&[outer, inner], &sparse.dense(0..outer));
-                    match (form, dense.encode().encoding(), dense.encoding()) {
-                        (Form::BitmaskRows, Encoding::Bitmask(b), _) => Rows::Bitmask {
-                            mask: b.mask.clone(),
-                            values: b.values.clone(),
-                            starts: (0..b.rows).map(|r| b.row_start(r)).collect(),
-                        },
-                        (_, _, Encoding::Dense(bytes)) => Rows::Dense(bytes.clone()),
-                        (_, _, Encoding::Bitmask(b)) => Rows::Dense(b.values.clone()),
-                    }
-                });
-            ((*made).clone(), Residency::Packed)
-        }
+) -> Result<(Rows, Residency)> {
+    let refuse = || context.refuse("the weight is not of a floating-point dtype");
+    let bitmask = matches!(form, Form::BitmaskRows | Form::BitmaskChunk);
+    if is_as_stored(linear) && weight.is_sparse() == bitmask {
+        let rows = Rows::new(weight).ok_or_else(refuse)?;
+        return Ok((rows, Residency::Mapped));
     }
+    let encode = |w: &Weight| if bitmask { w.encode() } else { w.decode() };
+    // One copy serves every number of columns.
+    let key = format!(
+        "{}|rows|{bitmask}|{}",
+        context.unit.node.name, context.unit.inputs[1]
+    );
+    let made = context.model.derived().get_or_make(&key, || {
+        if is_as_stored(linear) {
+            return Rows::new(&encode(weight));
+        }
+        let sparse = SparseRows::new(weight, !linear.trans_b, |_| linear.alpha)?;
+        let (outer, inner) = (sparse.rows.len(), sparse.cols);
+        let copy = Weight::from_f32(&[outer, inner], &sparse.dense(0..outer));
+        Rows::new(&encode(&copy))
+    });
+    let rows = (*made).clone().ok_or_else(refuse)?;
+    Ok((rows, Residency::Packed))
 }
 
 /// The values and shape of a depthwise convolution's weight.

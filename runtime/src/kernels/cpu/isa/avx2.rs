@@ -1,9 +1,9 @@
-//! AVX2 with FMA: a vector is two `ymm`.
+//! AVX2 with FMA and F16C: a vector is two `ymm`.
 
-use crate::kernels::cpu::simd::{LANES, Simd, first};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, first};
 use std::arch::x86_64::*;
 
-/// The AVX2+FMA token.
+/// The AVX2+FMA+F16C token.
 #[derive(Clone, Copy)]
 pub struct Avx2;
 
@@ -36,14 +36,52 @@ static EXPAND: [[i32; 8]; 256] = {
 };
 
 #[inline(always)]
-unsafe fn expand8(p: *const f32, bits: u8) -> __m256 {
+unsafe fn widen8<E: Element>(p: *const u8) -> __m256 {
+    // SAFETY: as `Simd::widen`, for eight lanes.
+    unsafe {
+        match E::KIND {
+            Kind::F32 => _mm256_loadu_ps(p.cast()),
+            Kind::F16 => _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+            Kind::Bf16 => {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn expand8<E: Element>(p: *const u8, bits: u8) -> __m256 {
     // SAFETY: as `Simd::expand`, for eight lanes.
     unsafe {
-        let count = first(bits.count_ones() as usize) as u8;
-        let packed = _mm256_maskload_ps(p, lane_mask(count));
         let index = _mm256_loadu_si256(EXPAND[bits as usize].as_ptr().cast());
-        let spread = _mm256_permutevar8x32_ps(packed, index);
+        let spread = _mm256_permutevar8x32_ps(widen8::<E>(p), index);
         _mm256_and_ps(spread, _mm256_castsi256_ps(lane_mask(bits)))
+    }
+}
+
+#[inline(always)]
+unsafe fn transpose8(v: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the caller runs with AVX2.
+    unsafe {
+        let mut a = v;
+        for i in (0..8).step_by(2) {
+            a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+            a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+        }
+        let mut b = a;
+        for i in (0..8).step_by(4) {
+            b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0b01_00_01_00);
+            b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0b11_10_11_10);
+            b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0b01_00_01_00);
+            b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0b11_10_11_10);
+        }
+        let mut out = v;
+        for j in 0..4 {
+            out[j] = _mm256_permute2f128_ps(b[j], b[4 + j], 0x20);
+            out[4 + j] = _mm256_permute2f128_ps(b[j], b[4 + j], 0x31);
+        }
+        out
     }
 }
 
@@ -85,6 +123,7 @@ unsafe impl Simd for Avx2 {
     type V = V;
     const MR: usize = 6;
     const NV: usize = 1;
+    const MANY: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> V {
@@ -185,11 +224,43 @@ unsafe impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn expand(p: *const f32, mask: u16) -> V {
+    unsafe fn widen<E: Element>(p: *const u8) -> V {
+        unsafe { (widen8::<E>(p), widen8::<E>(p.add(8 * E::SIZE))) }
+    }
+    #[inline(always)]
+    unsafe fn widen_first<E: Element>(p: *const u8, n: usize) -> V {
+        unsafe {
+            if E::KIND == Kind::F32 {
+                return Self::load_mask(p.cast(), first(n));
+            }
+            let mut copy = [0u16; LANES];
+            std::ptr::copy_nonoverlapping(p, copy.as_mut_ptr().cast(), n.min(LANES) * 2);
+            Self::widen::<E>(copy.as_ptr().cast())
+        }
+    }
+    #[inline(always)]
+    unsafe fn expand<E: Element>(p: *const u8, mask: u16) -> V {
         unsafe {
             let low = mask as u8;
-            let rest = p.add(low.count_ones() as usize);
-            (expand8(p, low), expand8(rest, (mask >> 8) as u8))
+            let rest = p.add(low.count_ones() as usize * E::SIZE);
+            (expand8::<E>(p, low), expand8::<E>(rest, (mask >> 8) as u8))
         }
+    }
+    #[inline(always)]
+    unsafe fn transpose(v: [V; LANES]) -> [V; LANES] {
+        unsafe {
+            let top_left = transpose8(std::array::from_fn(|i| v[i].0));
+            let top_right = transpose8(std::array::from_fn(|i| v[i].1));
+            let bottom_left = transpose8(std::array::from_fn(|i| v[8 + i].0));
+            let bottom_right = transpose8(std::array::from_fn(|i| v[8 + i].1));
+            std::array::from_fn(|j| match j {
+                0..8 => (top_left[j], bottom_left[j]),
+                _ => (top_right[j - 8], bottom_right[j - 8]),
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 }

@@ -1,6 +1,6 @@
 //! AVX-512 (F, VL, BW, DQ): a vector is one `zmm`.
 
-use crate::kernels::cpu::simd::{LANES, Simd, first};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, first};
 use std::arch::x86_64::*;
 
 /// The AVX-512 token.
@@ -13,6 +13,7 @@ unsafe impl Simd for Avx512 {
     type V = __m512;
     const MR: usize = 6;
     const NV: usize = 4;
+    const MANY: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -85,11 +86,77 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_reduce_add_ps(v) }
     }
     #[inline(always)]
-    unsafe fn expand(p: *const f32, mask: u16) -> __m512 {
-        // The register form: the memory form of `vexpandps` is slow on Zen 4.
+    unsafe fn widen<E: Element>(p: *const u8) -> __m512 {
         unsafe {
-            let packed = Self::load_mask(p, first(mask.count_ones() as usize));
-            _mm512_maskz_expand_ps(mask, packed)
+            match E::KIND {
+                Kind::F32 => _mm512_loadu_ps(p.cast()),
+                _ => widen16::<E>(_mm256_loadu_si256(p.cast())),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen_first<E: Element>(p: *const u8, n: usize) -> __m512 {
+        unsafe {
+            match E::KIND {
+                Kind::F32 => _mm512_maskz_loadu_ps(first(n), p.cast()),
+                _ => widen16::<E>(_mm256_maskz_loadu_epi16(first(n), p.cast())),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn expand<E: Element>(p: *const u8, mask: u16) -> __m512 {
+        unsafe { _mm512_maskz_expand_ps(mask, Self::widen::<E>(p)) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(v: [__m512; LANES]) -> [__m512; LANES] {
+        unsafe {
+            let mut a = v;
+            // Pairs of lanes, then of 64-bit lanes, then 128-bit quarters twice.
+            for i in (0..LANES).step_by(2) {
+                let (x, y) = (v[i], v[i + 1]);
+                (a[i], a[i + 1]) = (_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+            }
+            let mut b = a;
+            for i in (0..LANES).step_by(4) {
+                let pair = |x: __m512, y: __m512| {
+                    let (x, y) = (_mm512_castps_pd(x), _mm512_castps_pd(y));
+                    (
+                        _mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                        _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)),
+                    )
+                };
+                (b[i], b[i + 1]) = pair(a[i], a[i + 2]);
+                (b[i + 2], b[i + 3]) = pair(a[i + 1], a[i + 3]);
+            }
+            // `b[4 * g + j]` holds column `4 * q + j` of rows `4 * g..` in quarter `q`.
+            let mut out = v;
+            for j in 0..4 {
+                let (g0, g1, g2, g3) = (b[j], b[4 + j], b[8 + j], b[12 + j]);
+                let low01 = _mm512_shuffle_f32x4(g0, g1, 0b01_00_01_00);
+                let high01 = _mm512_shuffle_f32x4(g0, g1, 0b11_10_11_10);
+                let low23 = _mm512_shuffle_f32x4(g2, g3, 0b01_00_01_00);
+                let high23 = _mm512_shuffle_f32x4(g2, g3, 0b11_10_11_10);
+                out[j] = _mm512_shuffle_f32x4(low01, low23, 0b10_00_10_00);
+                out[4 + j] = _mm512_shuffle_f32x4(low01, low23, 0b11_01_11_01);
+                out[8 + j] = _mm512_shuffle_f32x4(high01, high23, 0b10_00_10_00);
+                out[12 + j] = _mm512_shuffle_f32x4(high01, high23, 0b11_01_11_01);
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}
+
+#[inline(always)]
+unsafe fn widen16<E: Element>(v: __m256i) -> __m512 {
+    // SAFETY: the caller runs with AVX-512F.
+    unsafe {
+        match E::KIND {
+            Kind::F16 => _mm512_cvtph_ps(v),
+            _ => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(v))),
         }
     }
 }

@@ -19,7 +19,7 @@ pub const ISA_VARIABLE: &str = "LACUNA_ISA";
 pub enum Isa {
     /// Portable code.
     Scalar,
-    /// AVX2 with FMA.
+    /// AVX2 with FMA and F16C.
     Avx2,
     /// AVX-512 F, VL, BW and DQ.
     Avx512,
@@ -46,6 +46,7 @@ impl Isa {
             Isa::Avx2 => {
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
                     && is_x86_feature_detected!("popcnt")
                     && is_x86_feature_detected!("bmi1")
                     && is_x86_feature_detected!("bmi2")
@@ -113,6 +114,14 @@ impl Isa {
         }
     }
 
+    /// Rows and vectors of the register tile of linear layers of many columns.
+    pub(crate) fn chunk_tile(self) -> (usize, usize) {
+        match self {
+            Isa::Avx512 => (6, 4),
+            _ => (6, 1),
+        }
+    }
+
     /// Runs a kernel with these instructions.
     ///
     /// # Safety
@@ -140,14 +149,14 @@ impl fmt::Display for Isa {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,popcnt,bmi1,bmi2")]
+#[target_feature(enable = "avx2,fma,f16c,popcnt,bmi1,bmi2")]
 unsafe fn run_avx2(kernel: &Kernel, io: &Io<'_>) {
     // SAFETY: the caller's promise; the features are enabled here.
     unsafe { kernel.run::<avx2::Avx2>(io) }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,popcnt,bmi1,bmi2")]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
 unsafe fn run_avx512(kernel: &Kernel, io: &Io<'_>) {
     // SAFETY: the caller's promise; the features are enabled here.
     unsafe { kernel.run::<avx512::Avx512>(io) }

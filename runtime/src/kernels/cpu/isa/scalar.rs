@@ -1,6 +1,7 @@
 //! Portable code, compiled everywhere: the oracle of the other instruction sets.
 
-use crate::kernels::cpu::simd::{LANES, Simd};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd};
+use half::{bf16, f16};
 
 /// Sixteen f32 in an array.
 #[derive(Clone, Copy)]
@@ -18,6 +19,7 @@ unsafe impl Simd for Scalar {
     type V = V;
     const MR: usize = 4;
     const NV: usize = 1;
+    const MANY: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> V {
@@ -110,18 +112,53 @@ unsafe impl Simd for Scalar {
         v.iter().sum()
     }
     #[inline(always)]
-    unsafe fn expand(p: *const f32, mask: u16) -> V {
+    unsafe fn widen<E: Element>(p: *const u8) -> V {
+        // SAFETY: the caller gives sixteen readable values.
+        std::array::from_fn(|i| unsafe { value::<E>(p.add(i * E::SIZE)) })
+    }
+    #[inline(always)]
+    unsafe fn widen_first<E: Element>(p: *const u8, n: usize) -> V {
+        std::array::from_fn(|i| {
+            if i < n {
+                // SAFETY: the caller gives `n` readable values.
+                unsafe { value::<E>(p.add(i * E::SIZE)) }
+            } else {
+                0.0
+            }
+        })
+    }
+    #[inline(always)]
+    unsafe fn expand<E: Element>(p: *const u8, mask: u16) -> V {
         let mut next = p;
         std::array::from_fn(|i| {
             if mask >> i & 1 == 0 {
                 return 0.0;
             }
-            // SAFETY: the caller gives one readable element for each set bit.
+            // SAFETY: the caller gives one readable value for each set bit.
             unsafe {
-                let x = next.read_unaligned();
-                next = next.add(1);
+                let x = value::<E>(next);
+                next = next.add(E::SIZE);
                 x
             }
         })
+    }
+    #[inline(always)]
+    unsafe fn transpose(v: [V; LANES]) -> [V; LANES] {
+        std::array::from_fn(|j| std::array::from_fn(|i| v[i][j]))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+}
+
+/// One stored value, as f32.
+#[inline(always)]
+unsafe fn value<E: Element>(p: *const u8) -> f32 {
+    // SAFETY: the caller gives a readable value.
+    unsafe {
+        match E::KIND {
+            Kind::F32 => f32::from_le_bytes(p.cast::<[u8; 4]>().read()),
+            Kind::F16 => f16::from_le_bytes(p.cast::<[u8; 2]>().read()).to_f32(),
+            Kind::Bf16 => bf16::from_le_bytes(p.cast::<[u8; 2]>().read()).to_f32(),
+        }
     }
 }

@@ -1,0 +1,352 @@
+//! Linear layers at many columns from the model's own bytes: a block of weight rows is expanded to
+//! f32 in the first-level cache, a chunk of the inner dimension at a time, and used for all columns.
+//!
+//! Columns come in passes of up to a few hundred. A pass packs its activations once, as panels of up
+//! to 64 columns `[inner, columns]`; each block of rows keeps its sums in scratch until the last chunk
+//! and is then written out, transposed.
+
+use super::rows::{Cursor, Rows, Source, Visit};
+use super::simd::{LANES, Simd, first};
+use super::weights::PANEL;
+use super::{Io, l1_bytes};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Weight rows of a block: every register tile's rows divide it.
+const BLOCK: usize = 24;
+
+/// Elements between the rows of an expanded block; the longest chunk.
+const STRIDE: usize = 128;
+
+/// Vectors of a panel.
+const VECTORS: usize = PANEL / LANES;
+
+/// Columns of a pass: at least, at most, and the packed elements that decide between.
+const PASS: (usize, usize) = (2 * PANEL, 4 * PANEL);
+const PASS_ELEMENTS: usize = 192 * 1024;
+
+/// A planned product `x [count, inner]` to `[count, outer]`; a second input is added to it.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    rows: Rows,
+    /// One per output, or empty.
+    bias: Arc<[f32]>,
+    count: usize,
+    tokens: bool,
+    clamp: (f32, f32),
+    /// Inner elements that are expanded at a time.
+    depth: usize,
+    /// Most columns of a pass.
+    pass: usize,
+}
+
+impl Chunk {
+    /// A product over `count` columns. With `tokens` the columns are a run's tokens: those behind
+    /// the last are not computed.
+    pub fn new(
+        rows: Rows,
+        bias: Arc<[f32]>,
+        count: usize,
+        tokens: bool,
+        clamp: (f32, f32),
+    ) -> Chunk {
+        // A panel takes half of the first-level cache.
+        let depth = (l1_bytes() / 2 / (PANEL * 4)).clamp(32, STRIDE) / LANES * LANES;
+        let most = PASS_ELEMENTS / rows.inner().max(1) / PANEL * PANEL;
+        let pass = count.min(most.clamp(PASS.0, PASS.1));
+        Chunk {
+            pass: pass.next_multiple_of(LANES),
+            rows,
+            bias,
+            count,
+            tokens,
+            clamp,
+            depth,
+        }
+    }
+
+    /// Passes over the weights.
+    pub fn passes(columns: usize, inner: usize) -> usize {
+        let most = PASS_ELEMENTS / inner.max(1) / PANEL * PANEL;
+        columns.div_ceil(most.clamp(PASS.0, PASS.1))
+    }
+
+    /// Scratch elements of one thread.
+    pub fn scratch_len(&self) -> usize {
+        BLOCK * STRIDE + (BLOCK + self.rows.inner()) * self.pass + self.rows.scratch_len(BLOCK)
+    }
+
+    /// Runs this member's share of the outputs.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`](super::Kernel::run).
+    #[inline(always)]
+    pub(super) unsafe fn run<S: Simd>(&self, io: &Io<'_>) {
+        let mut run = Run {
+            chunk: self,
+            io,
+            blocks: io.member.share(self.rows.outer().div_ceil(BLOCK)),
+            count: io.columns(self.count, self.tokens),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.rows.visit::<S>(&mut run) }
+    }
+}
+
+/// One member's part of a run.
+struct Run<'r> {
+    chunk: &'r Chunk,
+    io: &'r Io<'r>,
+    blocks: Range<usize>,
+    count: usize,
+}
+
+/// Columns `first..first + count` and their panels.
+struct Pass {
+    first: usize,
+    count: usize,
+    vectors: usize,
+    panels: usize,
+}
+
+impl Pass {
+    /// The vectors of one panel; panels differ by one vector at most.
+    #[inline(always)]
+    fn panel(&self, p: usize) -> Range<usize> {
+        p * self.vectors / self.panels..(p + 1) * self.vectors / self.panels
+    }
+}
+
+impl<S: Simd> Visit<S> for Run<'_> {
+    #[inline(always)]
+    unsafe fn rows<R: Source>(&mut self) {
+        if self.blocks.is_empty() || self.count == 0 {
+            return;
+        }
+        let passes = self.count.div_ceil(self.chunk.pass);
+        let vectors = self.count.div_ceil(LANES);
+        for i in 0..passes {
+            let (from, to) = (i * vectors / passes, (i + 1) * vectors / passes);
+            let first = from * LANES;
+            let pass = Pass {
+                first,
+                count: self.count.min(to * LANES) - first,
+                vectors: to - from,
+                panels: (to - from).div_ceil(VECTORS),
+            };
+            // SAFETY: the caller's promise; even passes are no longer than the longest one.
+            unsafe { self.pass::<S, R>(&pass) }
+        }
+    }
+}
+
+impl Run<'_> {
+    #[inline(always)]
+    unsafe fn pass<S: Simd, R: Source>(&self, pass: &Pass) {
+        let (rows, depth) = (&self.chunk.rows, self.chunk.depth);
+        let (outer, inner) = (rows.outer(), rows.inner());
+        let chunks = inner.div_ceil(depth).max(1);
+        // SAFETY: the plan sized input, output and scratch; the parts of the scratch follow each other.
+        unsafe {
+            let weights = self.io.scratch;
+            let sums = weights.add(BLOCK * STRIDE);
+            let packed = sums.add(BLOCK * self.chunk.pass);
+            let copy = packed.add(inner * self.chunk.pass);
+            self.pack::<S>(pass, packed);
+            for block in self.blocks.clone() {
+                let range = block * BLOCK..outer.min((block + 1) * BLOCK);
+                let next = range.end.min(outer)..outer.min(range.end + BLOCK);
+                let source = R::of(rows, range.clone(), copy);
+                let mut cursors: [R::Cursor; BLOCK] =
+                    std::array::from_fn(|r| source.row((range.start + r).min(range.end - 1)));
+                for chunk in 0..chunks {
+                    let from = chunk * depth;
+                    let len = depth.min(inner - from);
+                    R::prefetch::<S>(rows, next.clone(), chunk, chunks);
+                    for (r, cursor) in cursors.iter_mut().enumerate().take(range.len()) {
+                        expand::<S, R::Cursor>(cursor, len, weights.add(r * STRIDE));
+                    }
+                    for p in 0..pass.panels {
+                        let columns = pass.panel(p);
+                        let panel =
+                            packed.add((columns.start * inner + from * columns.len()) * LANES);
+                        let sums = sums.add(columns.start * LANES * BLOCK);
+                        let tile = Tile {
+                            weights,
+                            panel,
+                            sums,
+                            rows: range.len(),
+                            depth: len,
+                            first: chunk == 0,
+                        };
+                        match (S::MANY, columns.len()) {
+                            (true, 1) => tile.block::<S, 12, 1, 1>(),
+                            (true, 2) => tile.block::<S, 12, 2, 2>(),
+                            (true, 3) => tile.block::<S, 8, 3, 3>(),
+                            (true, _) => tile.block::<S, 6, 4, 4>(),
+                            (false, 1) => tile.block::<S, 6, 1, 1>(),
+                            (false, 2) => tile.block::<S, 6, 1, 2>(),
+                            (false, 3) => tile.block::<S, 6, 1, 3>(),
+                            (false, _) => tile.block::<S, 6, 1, 4>(),
+                        }
+                    }
+                }
+                self.write::<S>(pass, range, sums);
+            }
+        }
+    }
+
+    /// Panels of the pass: `[inner, 16 * vectors]` each, columns that are not there as 0.
+    #[inline(always)]
+    unsafe fn pack<S: Simd>(&self, pass: &Pass, packed: *mut f32) {
+        let inner = self.chunk.rows.inner();
+        for p in 0..pass.panels {
+            let columns = pass.panel(p);
+            let width = columns.len() * LANES;
+            for v in columns.clone() {
+                let there = pass.count - v * LANES;
+                // SAFETY: only columns that exist are read; the panel holds `inner` rows.
+                unsafe {
+                    let x = self.io.inputs[0].add((pass.first + v * LANES) * inner);
+                    let out =
+                        packed.add(columns.start * inner * LANES + (v - columns.start) * LANES);
+                    let mut k = 0;
+                    while k < inner {
+                        let left = LANES.min(inner - k);
+                        let rows: [S::V; LANES] = std::array::from_fn(|n| match n < there {
+                            true if left == LANES => S::load(x.add(n * inner + k)),
+                            true => S::load_mask(x.add(n * inner + k), first(left)),
+                            false => S::splat(0.0),
+                        });
+                        let lines = S::transpose(rows);
+                        for (i, line) in lines.into_iter().enumerate().take(left) {
+                            S::store(out.add((k + i) * width), line);
+                        }
+                        k += LANES;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Finishes a block's sums and writes them to the output.
+    #[inline(always)]
+    unsafe fn write<S: Simd>(&self, pass: &Pass, rows: Range<usize>, sums: *const f32) {
+        let outer = self.chunk.rows.outer();
+        let bias = &self.chunk.bias;
+        for p in 0..pass.panels {
+            let columns = pass.panel(p);
+            let width = columns.len() * LANES;
+            for v in columns.clone() {
+                for at in rows.clone().step_by(LANES) {
+                    let left = LANES.min(rows.end - at);
+                    // SAFETY: the block's sums lie in scratch; only rows and columns that exist are
+                    // read elsewhere or written.
+                    unsafe {
+                        let from = sums
+                            .add(columns.start * LANES * BLOCK + (v - columns.start) * LANES)
+                            .add((at - rows.start) * width);
+                        let lines: [S::V; LANES] = std::array::from_fn(|i| match i < left {
+                            true => S::load(from.add(i * width)),
+                            false => S::splat(0.0),
+                        });
+                        let lines = S::transpose(lines);
+                        let mask = first(left);
+                        let add = match bias.is_empty() {
+                            true => S::splat(0.0),
+                            false => S::load_mask(bias.as_ptr().add(at), mask),
+                        };
+                        let (low, high) =
+                            (S::splat(self.chunk.clamp.0), S::splat(self.chunk.clamp.1));
+                        let there = LANES.min(pass.count - v * LANES);
+                        for (n, line) in lines.into_iter().enumerate().take(there) {
+                            let offset = (pass.first + v * LANES + n) * outer + at;
+                            let mut y = S::add(line, add);
+                            if let Some(residual) = self.io.inputs.get(1) {
+                                y = S::add(y, S::load_mask(residual.add(offset), mask));
+                            }
+                            y = S::min(high, S::max(low, y));
+                            S::store_mask(self.io.out.add(offset), y, mask);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The next `len` weights of a row.
+#[inline(always)]
+unsafe fn expand<S: Simd, C: Cursor>(cursor: &mut C, len: usize, out: *mut f32) {
+    // SAFETY: the row has that many more weights; a chunk is whole vectors but for the row's end.
+    unsafe {
+        let mut k = 0;
+        while k + LANES <= len {
+            S::store(out.add(k), cursor.next::<S>());
+            k += LANES;
+        }
+        if k < len {
+            S::store(out.add(k), cursor.rest::<S>(len - k));
+        }
+    }
+}
+
+/// An expanded block times a chunk of a panel.
+struct Tile {
+    weights: *const f32,
+    panel: *const f32,
+    sums: *mut f32,
+    rows: usize,
+    depth: usize,
+    /// Sums start at 0.
+    first: bool,
+}
+
+impl Tile {
+    /// Register tiles of `M` rows and `Q` vectors over a panel of `W` vectors.
+    #[inline(always)]
+    unsafe fn block<S: Simd, const M: usize, const Q: usize, const W: usize>(&self) {
+        for row in (0..self.rows).step_by(M) {
+            for v in (0..W).step_by(Q) {
+                // SAFETY: `M` divides the block, whose rows behind the last hold any numbers.
+                unsafe { self.product::<S, M, Q, W>(row, v * LANES) }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn product<S: Simd, const M: usize, const Q: usize, const W: usize>(
+        &self,
+        row: usize,
+        column: usize,
+    ) {
+        // SAFETY: as `block`.
+        unsafe {
+            let at = self.sums.add(row * W * LANES + column);
+            let mut sums: [[S::V; Q]; M] = std::array::from_fn(|m| {
+                std::array::from_fn(|q| match self.first {
+                    true => S::splat(0.0),
+                    false => S::load(at.add(m * W * LANES + q * LANES)),
+                })
+            });
+            let mut w = self.weights.add(row * STRIDE);
+            let mut x = self.panel.add(column);
+            for _ in 0..self.depth {
+                let line: [S::V; Q] = std::array::from_fn(|q| S::load(x.add(q * LANES)));
+                for m in 0..M {
+                    let weight = S::splat(*w.add(m * STRIDE));
+                    for q in 0..Q {
+                        sums[m][q] = S::fma(weight, line[q], sums[m][q]);
+                    }
+                }
+                x = x.add(W * LANES);
+                w = w.add(1);
+            }
+            for m in 0..M {
+                for q in 0..Q {
+                    S::store(at.add(m * W * LANES + q * LANES), sums[m][q]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Linear layers from the model's own bytes: every instruction set, dtype and encoding against an
+//! f64 oracle, over columns, odd sizes, empty rows, bias, residual and limits.
+
+use lacuna::model::{Bytes, Dim, Encoding, Graph, Input, Node, Op, Weights};
+use lacuna::{DType, Isa, Model, Residency, Session, SessionOptions, TensorView, Weight};
+use proptest::prelude::*;
+
+/// A small deterministic generator: the same tests on every machine.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (self.0 >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    }
+
+    fn tensor(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.next()).collect()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    dtype: DType,
+    encoded: bool,
+    columns: usize,
+    inner: usize,
+    outer: usize,
+    density: f32,
+    bias: bool,
+    residual: bool,
+    clamp: bool,
+    seed: u64,
+}
+
+/// The bytes behind three others, so that nothing is aligned, at the end of an allocation.
+fn odd(bytes: &[u8]) -> Bytes {
+    let mut all = vec![0xff; 3];
+    all.extend_from_slice(bytes);
+    let len = all.len();
+    Bytes::from(all).slice(3..len).unwrap()
+}
+
+/// A weight of `dtype` in either encoding, and its values as f32.
+fn weight(case: &Case, random: &mut Random) -> (Weight, Vec<f32>) {
+    let (outer, inner) = (case.outer, case.inner);
+    let mut bytes = Vec::new();
+    for i in 0..outer * inner {
+        let keep = random.next() < 2.0 * case.density - 1.0;
+        let empty = case.density < 1.0 && i / inner % 5 == 4;
+        let v = if keep && !empty { random.next() } else { 0.0 };
+        match case.dtype {
+            DType::F16 => bytes.extend(half::f16::from_f32(v).to_le_bytes()),
+            DType::BF16 => bytes.extend(half::bf16::from_f32(v).to_le_bytes()),
+            _ => bytes.extend(v.to_le_bytes()),
+        }
+    }
+    let dense = Weight::dense(vec![outer, inner], case.dtype, odd(&bytes)).unwrap();
+    let values = dense.to_f32().unwrap();
+    if !case.encoded {
+        return (dense, values);
+    }
+    let encoded = dense.encode();
+    let Encoding::Bitmask(mut b) = encoded.encoding().clone() else {
+        panic!("not encoded")
+    };
+    b.values = odd(&b.values);
+    b.mask = odd(&b.mask);
+    b.row_offsets = odd(&b.row_offsets);
+    let weight = Weight::bitmask(vec![outer, inner], case.dtype, b).unwrap();
+    (weight, values)
+}
+
+impl Case {
+    fn model(&self, weight: Weight, bias: &[f32]) -> Model {
+        let node = |name: &str, op, inputs: &[&str], output: &str| Node {
+            name: name.into(),
+            op,
+            inputs: inputs.iter().map(|s| s.to_string()).collect(),
+            output: output.into(),
+        };
+        let mut weights = Weights::from([("w".to_owned(), weight)]);
+        let op = Op::Gemm {
+            alpha: 1.0,
+            beta: 1.0,
+            trans_a: false,
+            trans_b: true,
+        };
+        let mut nodes = if self.bias {
+            weights.insert("b".into(), Weight::from_f32(&[self.outer], bias));
+            vec![node("linear", op, &["x", "w", "b"], "y")]
+        } else {
+            vec![node("linear", op, &["x", "w"], "y")]
+        };
+        let dims = |n: usize| vec![Dim::Fixed(self.columns), Dim::Fixed(n)];
+        let mut inputs = vec![Input::f32("x", dims(self.inner))];
+        if self.residual {
+            inputs.push(Input::f32("r", dims(self.outer)));
+            nodes.push(node("add", Op::Add, &["r", "y"], "s"));
+        }
+        if self.clamp {
+            let last = nodes.last().unwrap().output.clone();
+            let clip = Op::Clip {
+                min: Some(-0.5),
+                max: Some(0.25),
+            };
+            nodes.push(node("clip", clip, &[&last], "z"));
+        }
+        let graph = Graph {
+            name: "linear".into(),
+            inputs,
+            outputs: vec![nodes.last().unwrap().output.clone()],
+            nodes,
+        };
+        Model::new(graph, weights).unwrap()
+    }
+
+    /// What is right, and how far from it f32 sums in any order may be.
+    fn reference(&self, w: &[f32], x: &[f32], bias: &[f32], residual: &[f32]) -> Vec<(f64, f64)> {
+        let mut want = Vec::new();
+        for (n, x) in x.chunks_exact(self.inner).enumerate() {
+            for (o, w) in w.chunks_exact(self.inner).enumerate() {
+                let products = || w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                let mut sum: f64 = products().sum();
+                let mut size: f64 = products().map(f64::abs).sum();
+                if self.bias {
+                    sum += f64::from(bias[o]);
+                    size += f64::from(bias[o].abs());
+                }
+                if self.residual {
+                    let r = residual[n * self.outer + o];
+                    sum += f64::from(r);
+                    size += f64::from(r.abs());
+                }
+                // A sum of n terms is off by at most n - 1 roundings of the sum of magnitudes.
+                let roundings = (self.inner + 3) as f64 * f64::from(f32::EPSILON) / 2.0;
+                let bound = roundings / (1.0 - roundings) * size;
+                want.push((
+                    if self.clamp {
+                        sum.clamp(-0.5, 0.25)
+                    } else {
+                        sum
+                    },
+                    bound,
+                ));
+            }
+        }
+        want
+    }
+
+    fn check(&self) {
+        let mut random = Random(self.seed);
+        let (weight, w) = weight(self, &mut random);
+        let x = random.tensor(self.columns * self.inner);
+        let bias = random.tensor(self.outer);
+        let residual = random.tensor(self.columns * self.outer);
+        let want = self.reference(&w, &x, &bias, &residual);
+        let model = self.model(weight, &bias);
+        let (x_shape, r_shape) = ([self.columns, self.inner], [self.columns, self.outer]);
+        let mut views = vec![TensorView::f32(&x_shape, &x)];
+        if self.residual {
+            views.push(TensorView::f32(&r_shape, &residual));
+        }
+        for isa in Isa::available() {
+            for (dense, threads) in [(false, 1), (false, 3), (true, 2)] {
+                let options = SessionOptions {
+                    isa: Some(isa.name().into()),
+                    dense,
+                    threads,
+                    ..SessionOptions::default()
+                };
+                let mut session = Session::new(&model, options).unwrap();
+                self.check_plan(&session, dense);
+                // Twice: nothing may be left over from the run before.
+                for _ in 0..2 {
+                    let got = session.run(&views).unwrap();
+                    assert_eq!(got[0].data.len(), want.len());
+                    for (i, (got, (want, bound))) in got[0].data.iter().zip(&want).enumerate() {
+                        let error = (f64::from(*got) - want).abs();
+                        assert!(
+                            error <= *bound,
+                            "{isa} dense {dense}: element {i} is {got}, not {want}; {self:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    fn check_plan(&self, session: &Session, dense: bool) {
+        let [step] = session.steps() else {
+            panic!("not fused: {:?}", session.steps())
+        };
+        if self.dtype == DType::F32 {
+            return;
+        }
+        let encoding = ["dense", "bitmask"][usize::from(self.encoded && !dense)];
+        let form = if self.columns <= 8 { "rows" } else { "chunk" };
+        let name = format!(
+            "{}_linear_{encoding}_{form}_",
+            self.dtype.name().to_lowercase()
+        );
+        assert!(step.kernel.starts_with(&name), "{}", step.kernel);
+        let decoded = self.encoded && dense;
+        assert_eq!(step.residency == Residency::Packed, decoded, "{self:?}");
+    }
+}
+
+#[test]
+fn every_dtype_encoding_and_number_of_columns_agrees_with_the_oracle() {
+    let mut seed = 0;
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for encoded in [false, true] {
+            for columns in [1, 2, 3, 4, 5, 7, 8, 9, 16, 63, 64, 65, 130] {
+                for (inner, outer, density) in [(67, 53, 0.5), (48, 29, 0.3), (145, 9, 0.9)] {
+                    seed += 1;
+                    let case = Case {
+                        dtype,
+                        encoded,
+                        columns,
+                        inner,
+                        outer,
+                        density,
+                        bias: seed % 2 == 0,
+                        residual: seed % 3 == 0,
+                        clamp: seed % 5 == 0,
+                        seed,
+                    };
+                    case.check();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_of_all_zeros_and_of_none() {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for encoded in [false, true] {
+            for columns in [1, 3, 9, 80] {
+                for (inner, outer) in [(1, 1), (7, 3), (8, 5), (16, 24), (33, 25), (200, 50)] {
+                    for density in [0.0, 1.0] {
+                        let case = Case {
+                            dtype,
+                            encoded,
+                            columns,
+                            inner,
+                            outer,
+                            density,
+                            bias: true,
+                            residual: columns == 9,
+                            clamp: false,
+                            seed: 3,
+                        };
+                        case.check();
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn long_rows_cross_chunks_and_many_columns_cross_passes() {
+    for (columns, inner, outer) in [
+        (1, 1000, 130),
+        (4, 777, 50),
+        (300, 1100, 49),
+        (513, 300, 30),
+    ] {
+        for (dtype, encoded) in [(DType::BF16, true), (DType::F16, false), (DType::F32, true)] {
+            let case = Case {
+                dtype,
+                encoded,
+                columns,
+                inner,
+                outer,
+                density: 0.5,
+                bias: true,
+                residual: true,
+                clamp: false,
+                seed: 9,
+            };
+            case.check();
+        }
+    }
+}
+
+#[test]
+fn a_weight_of_sixteen_bits_stored_inputs_first_is_copied_once() {
+    let w = half::bf16::from_f32(0.5).to_le_bytes();
+    let weight = Weight::dense(vec![20, 3], DType::BF16, w.repeat(60).into()).unwrap();
+    for columns in [1, 40] {
+        let graph = Graph {
+            name: "linear".into(),
+            inputs: vec![Input::f32("x", vec![Dim::Fixed(columns), Dim::Fixed(20)])],
+            outputs: vec!["y".into()],
+            nodes: vec![Node {
+                name: "product".into(),
+                op: Op::MatMul { trans_b: false },
+                inputs: vec!["x".into(), "w".into()],
+                output: "y".into(),
+            }],
+        };
+        let model = Model::new(graph, Weights::from([("w".into(), weight.clone())])).unwrap();
+        let mut session = Session::new(&model, SessionOptions::default()).unwrap();
+        assert_eq!(session.steps()[0].residency, Residency::Packed);
+        let x = vec![1.0; columns * 20];
+        let got = session.run(&[TensorView::f32(&[columns, 20], &x)]).unwrap();
+        assert!(got[0].data.iter().all(|y| *y == 10.0));
+    }
+}
+
+prop_compose! {
+    fn cases()(
+        dtype in prop_oneof![Just(DType::F32), Just(DType::F16), Just(DType::BF16)],
+        encoded: bool, columns in 1usize..90, inner in 1usize..150, outer in 1usize..80,
+        density in prop_oneof![Just(0.0f32), Just(0.1), Just(0.5), Just(0.9), Just(1.0)],
+        bias: bool, residual: bool, clamp: bool, seed: u64,
+    ) -> Case {
+        Case { dtype, encoded, columns, inner, outer, density, bias, residual, clamp, seed }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn linear_layers_agree_with_the_oracle(case in cases()) {
+        case.check();
+    }
+}
