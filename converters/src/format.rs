@@ -1,5 +1,6 @@
 //! Telling a file's format from its content.
 
+use crate::hf::CONFIG;
 use crate::{Error, Result};
 use lacuna::model::file::Tensors;
 use std::fmt;
@@ -26,6 +27,8 @@ pub enum Format {
     Onnx,
     /// A GGUF file.
     Gguf,
+    /// A directory of Hugging Face, told by its `config.json`.
+    HuggingFace,
 }
 
 impl fmt::Display for Format {
@@ -37,6 +40,7 @@ impl fmt::Display for Format {
             Format::TorchLegacy => "PyTorch (legacy)",
             Format::Onnx => "ONNX",
             Format::Gguf => "GGUF",
+            Format::HuggingFace => "Hugging Face",
         })
     }
 }
@@ -44,10 +48,14 @@ impl fmt::Display for Format {
 impl Format {
     /// Whether a file of this format describes its own computation.
     pub fn has_graph(self) -> bool {
-        matches!(self, Format::Lacuna | Format::Onnx | Format::Gguf)
+        matches!(
+            self,
+            Format::Lacuna | Format::Onnx | Format::Gguf | Format::HuggingFace
+        )
     }
 
-    /// The format of a file, from its first bytes and, for safetensors, its header.
+    /// The format of a file, from its first bytes and, for safetensors, its header, or that of a
+    /// folder.
     ///
     /// # Errors
     /// When the file cannot be read or is of none of these formats.
@@ -64,7 +72,16 @@ impl Format {
             what: what.into(),
         };
         // Opening a pipe would wait for its other end.
-        if !fs::metadata(path).map_err(io("open"))?.is_file() {
+        let metadata = fs::metadata(path).map_err(io("open"))?;
+        if metadata.is_dir() {
+            if path.join(CONFIG).exists() {
+                return Ok(Format::HuggingFace);
+            }
+            return Err(file(
+                "a folder without config.json; of folders, those of Hugging Face are read",
+            ));
+        }
+        if !metadata.is_file() {
             return Err(file("not a regular file"));
         }
         let mut head = Vec::with_capacity(9);

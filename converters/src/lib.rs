@@ -1,9 +1,13 @@
 //! Opens models of outside formats as Lacuna models, reading data and executing nothing.
 //!
-//! [`open`] tells the format from the content: ONNX; PyTorch state dicts (`.pth`, `.pt`, `.th`;
-//! zip archives and the older plain pickles); safetensors state dicts; and Lacuna's own files.
-//! State dicts carry no graph: their tensor names choose one of the [`architectures`], whose
-//! sizes come from the tensors.
+//! [`open`] tells the format from the content: ONNX; GGUF; directories of Hugging Face; PyTorch
+//! state dicts (`.pth`, `.pt`, `.th`; zip archives and the older plain pickles); safetensors state
+//! dicts; and Lacuna's own files. State dicts carry no graph: their tensor names choose one of the
+//! [`architectures`], whose sizes come from the tensors.
+//!
+//! Language models come from GGUF and from directories: decoders of the Llama family (model types
+//! llama, mistral, qwen2 and qwen3) and BERT encoders, with their tokenizer and what
+//! [`Text`](lacuna::model::Text) holds. Every width of a layer is that of its tensors.
 //!
 //! ```no_run
 //! let model = lacuna_convert::open("resnet50.onnx", &lacuna_convert::Options::default())?;
@@ -11,7 +15,8 @@
 //! # Ok::<(), lacuna_convert::Error>(())
 //! ```
 //!
-//! Weights stay in the dtype of the file (f32, f16, bf16); f64 weights are rounded to f32. What a
+//! Weights stay in the dtype of the file (f32, f16, bf16); f64 weights are rounded to f32, quantised
+//! ones of GGUF become f32, and the graph's name says from what. What a
 //! graph computes at run time is f32 throughout.
 
 #![forbid(unsafe_code)]
@@ -20,6 +25,7 @@ mod arch;
 mod error;
 mod format;
 mod gguf;
+mod hf;
 mod lm;
 mod onnx;
 mod safetensors;
@@ -45,6 +51,11 @@ pub struct Options {
     pub arch: Option<String>,
     /// The shape of the model's input, in place of what the file or the architecture says.
     pub input: Option<Vec<Dim>>,
+    /// The attention heads of a BERT state dict without a `config.json` beside it.
+    pub heads: Option<usize>,
+    /// Gives an encoder the output `sentence_embedding`, the normalised mean of its hidden states,
+    /// where no `modules.json` of sentence-transformers says whether it has one.
+    pub sentence: bool,
 }
 
 /// Opens a model file of any supported format.
@@ -83,9 +94,13 @@ pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
         }
         Format::Onnx => onnx::read(&Source::open(path)?, options),
         Format::Gguf => gguf::read(&Source::open(path)?, options),
+        Format::HuggingFace => hf::read(path, options),
         _ => {
             let source = Source::open(path)?;
             let tensors = read_state_dict(format, &source)?;
+            if options.arch.as_deref().is_none_or(|a| a == "bert") && hf::detect(&tensors) {
+                return hf::read_state_dict(&source, tensors, options);
+            }
             let mut model = arch::build(&source, tensors, options)?;
             model.metadata.source = Some(source.sha256());
             Ok(model)
@@ -108,7 +123,7 @@ fn read_state_dict(format: Format, source: &Source) -> Result<Weights> {
         Format::TorchZip => torch::read_zip(source)?,
         Format::TorchLegacy => torch::read_legacy(source)?,
         Format::Safetensors => safetensors::read(source)?,
-        Format::Lacuna | Format::Onnx | Format::Gguf => {
+        Format::Lacuna | Format::Onnx | Format::Gguf | Format::HuggingFace => {
             return Err(source.error(format!("{format} files are no state dicts")));
         }
     };

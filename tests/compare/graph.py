@@ -15,6 +15,35 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 
+DTYPES = {"F32": np.float32, "F16": np.float16, "I64": np.int64, "U8": np.uint8}
+
+
+def load(path):
+    """The tensors of a Lacuna file, bfloat16 and bitmask weights as float32."""
+    data = np.memmap(path, np.uint8, "r")
+    start = 8 + int(data[:8].view(np.uint64)[0])
+    raw = {}
+    for name, info in json.loads(data[8:start].tobytes()).items():
+        if name == "__metadata__":
+            continue
+        begin, end = info["data_offsets"]
+        part = data[start + begin : start + end].copy()
+        if info["dtype"] == "BF16":
+            part = (part.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            part = part.view(DTYPES[info["dtype"]])
+        raw[name] = part.reshape(info["shape"])
+    for name in [n for n in raw if n.endswith(".compressed")]:
+        prefix = name[: -len(".compressed")]
+        parts = {p: raw.pop(f"{prefix}.{p}") for p in ("compressed", "bitmask", "shape", "row_offsets")}
+        rows, columns = parts["shape"]
+        mask = np.unpackbits(parts["bitmask"], axis=1, bitorder="little")[:, :columns] != 0
+        dense = np.zeros((rows, columns), parts["compressed"].dtype)
+        dense[mask] = parts["compressed"]
+        raw[prefix + ".weight"] = dense
+    return raw
+
+
 def erf(x):
     return np.vectorize(math.erf)(x)
 
@@ -101,7 +130,7 @@ if __name__ == "__main__":
     args.add_argument("--out")
     args = args.parse_args()
     dtype = np.float64 if args.double else np.float32
-    values = load_file(args.model)
+    values = load(args.model)
     graph = json.loads(values.pop("lacuna.graph").tobytes())["graph"]
     reference = load_file(args.reference)
     for i in graph["inputs"]:

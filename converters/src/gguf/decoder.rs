@@ -15,20 +15,25 @@ pub(super) struct Family {
     pub name: &'static str,
     /// Whether the rows of queries and keys are stored in the order of interleaved rotation.
     interleaved: bool,
+    /// Tensors of every attention that the family never lacks.
+    required: &'static [&'static str],
 }
 
 const FAMILIES: [Family; 3] = [
     Family {
         name: "llama",
         interleaved: true,
+        required: &[],
     },
     Family {
         name: "qwen2",
         interleaved: false,
+        required: &["q_proj.bias", "k_proj.bias", "v_proj.bias"],
     },
     Family {
         name: "qwen3",
         interleaved: false,
+        required: &["q_norm.weight", "k_norm.weight"],
     },
 ];
 
@@ -224,6 +229,7 @@ pub(super) fn describe(
         rotary: Rotary::new(rotated, base, &scaling)?,
         activation: Op::Swish { alpha: 1.0 },
         tied: None,
+        required: family.required,
     })
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Decoder {
     pub activation: Op,
     /// Whether the embedding is the output's weight too; `None` asks whether there is another.
     pub tied: Option<bool>,
+    /// Tensors of every attention that the family never lacks.
+    pub required: &'static [&'static str],
 }
 
 const FREQUENCIES: &str = "model.rotary_emb.inv_freq";
@@ -135,6 +137,9 @@ impl Decoder {
                  {kv_heads}",
                 said[0], said[1]
             ));
+        }
+        for part in self.required {
+            a.weight(format!("{attention}.{part}"));
         }
         let y = self.norm(a, &format!("{layer}.input_layernorm"), x);
         let q = self.rotated(a, &attention, 'q', heads, &y);

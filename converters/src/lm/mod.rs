@@ -3,9 +3,11 @@
 
 mod assembly;
 mod decoder;
+mod encoder;
 mod rotary;
 
 pub(crate) use decoder::{Decoder, EMBEDDING};
+pub(crate) use encoder::Encoder;
 pub(crate) use rotary::{Rotary, Scaling};
 
 use lacuna::model::{Dim, Op};
