@@ -286,8 +286,7 @@ impl Net {
             let values: Vec<f32> = (0..n).map(|_| (random.normal() * scale) as f32).collect();
             Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
         };
-        for i in 1..CHANNELS.len() {
-            let c = CHANNELS[i];
+        for (i, &c) in CHANNELS.iter().enumerate().skip(1) {
             tensors.insert(
                 format!("conv{i}.weight"),
                 normal(&[c, CHANNELS[i - 1], 3, 3])?,
@@ -331,8 +330,7 @@ impl Net {
             params.insert(name, Var::from_tensor(&t)?);
             Ok(())
         };
-        for i in 1..CHANNELS.len() {
-            let c = CHANNELS[i];
+        for (i, &c) in CHANNELS.iter().enumerate().skip(1) {
             let name = format!("conv{i}.weight");
             param(name.clone(), take(name, &[c, CHANNELS[i - 1], 3, 3])?)?;
             for name in ["weight", "bias"] {
@@ -359,7 +357,7 @@ impl Net {
     /// Logits `[N, 10]` of images `[1, N, 28, 28]`; moves the running statistics.
     fn forward(&mut self, images: &Tensor) -> Result<Tensor> {
         let mut x = images.clone();
-        for i in 1..CHANNELS.len() {
+        for (i, &c) in CHANNELS.iter().enumerate().skip(1) {
             let (_, n, h, w) = x.dims4()?;
             let weight = self.params[&format!("conv{i}.weight")].flatten_from(1)?;
             let y = weight.matmul(&x.apply_op1(Columns)?)?;
@@ -374,11 +372,11 @@ impl Net {
             let unbiased = count / (count - 1.0);
             let (mean, var) = &mut self.running[i - 1];
             let batch = batch.lock().map_err(|e| anyhow::anyhow!("{e}"))?;
-            for (c, &(m, v)) in batch.iter().enumerate() {
-                mean[c] += FOLLOW * (m - mean[c]);
-                var[c] += FOLLOW * (v * unbiased - var[c]);
+            for (row, &(m, v)) in batch.iter().enumerate() {
+                mean[row] += FOLLOW * (m - mean[row]);
+                var[row] += FOLLOW * (v * unbiased - var[row]);
             }
-            x = y.reshape((CHANNELS[i], n, h, w))?;
+            x = y.reshape((c, n, h, w))?;
             if i <= 2 {
                 x = x.apply_op1(Pool)?;
             }
