@@ -343,18 +343,18 @@ impl Tile {
             let mut x = self.panel.add(column);
             for _ in 0..self.depth {
                 let line: [S::V; Q] = std::array::from_fn(|q| S::load(x.add(q * LANES)));
-                for m in 0..M {
+                for (m, sums) in sums.iter_mut().enumerate() {
                     let weight = S::splat(*w.add(m * STRIDE));
-                    for q in 0..Q {
-                        sums[m][q] = S::fma(weight, line[q], sums[m][q]);
+                    for (sum, x) in sums.iter_mut().zip(line) {
+                        *sum = S::fma(weight, x, *sum);
                     }
                 }
                 x = x.add(W * LANES);
                 w = w.add(1);
             }
-            for m in 0..M {
-                for q in 0..Q {
-                    S::store(at.add(m * W * LANES + q * LANES), sums[m][q]);
+            for (m, sums) in sums.into_iter().enumerate() {
+                for (q, sum) in sums.into_iter().enumerate() {
+                    S::store(at.add(m * W * LANES + q * LANES), sum);
                 }
             }
         }

@@ -191,10 +191,8 @@ unsafe fn dot<S: Simd, C: Cursor, const M: usize, const N: usize, const U: usize
         let mut sums = [[[S::splat(0.0); N]; M]; U];
         let mut k = 0;
         while C::has_pairs::<S>() && k + 2 * LANES <= inner {
-            if N == 1 {
-                for w in &w {
-                    w.prefetch::<S>(ahead);
-                }
+            for w in &w {
+                w.prefetch::<S>(ahead);
             }
             let v: [(S::V, S::V); M] = std::array::from_fn(|m| w[m].next_pairs::<S>());
             for i in 0..N {
@@ -207,10 +205,8 @@ unsafe fn dot<S: Simd, C: Cursor, const M: usize, const N: usize, const U: usize
             k += 2 * LANES;
         }
         while k + U * LANES <= inner {
-            if N == 1 {
-                for w in &w {
-                    w.prefetch::<S>(ahead);
-                }
+            for w in &w {
+                w.prefetch::<S>(ahead);
             }
             for (u, sums) in sums.iter_mut().enumerate() {
                 let v: [S::V; M] = std::array::from_fn(|m| w[m].next::<S>());
