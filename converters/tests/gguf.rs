@@ -6,7 +6,7 @@ mod made;
 
 use common::{fixture, test_data};
 use lacuna::model::{Op, Weight};
-use lacuna::{DType, Model};
+use lacuna::{DType, Model, Tokenizer};
 use lacuna_convert::{Format, Options, open};
 use made::{File, array, boolean, float, floats, ints, long, text, texts, uint};
 use sha2::{Digest, Sha256};
@@ -137,6 +137,94 @@ fn every_quantised_type_is_dequantised_to_the_bit() {
     }
 }
 
+/// Text to tokens and back through the tokenizer that travels with the model.
+#[test]
+fn byte_pairs_merge_as_the_file_lists_them() {
+    let model = open(fixture("language/llama.gguf"), &Options::default()).unwrap();
+    let tokenizer = Tokenizer::new(&model).unwrap();
+    assert_eq!(tokenizer.vocabulary(), 266);
+    let token = |piece: &str| tokenizer.token(piece).unwrap();
+    let pieces = |text: &str| tokenizer.encode(text, false).unwrap();
+    assert_eq!(
+        pieces("hello world"),
+        ["hell", "o", "Ġwor", "ld"].map(token)
+    );
+    // Digits stand alone; special and user-defined tokens are found in the text.
+    assert_eq!(
+        pieces("42<|end|>he<|user|>"),
+        ["4", "2", "<|end|>", "he", "<|user|>"].map(token)
+    );
+    assert_eq!(tokenizer.encode("he", true).unwrap(), [1, token("he")]);
+    let text = "Naïve cafés, 1234 ≠ 5\n\t\u{1f642}\u{0}";
+    assert_eq!(tokenizer.decode(&pieces(text)).unwrap(), text);
+}
+
+#[test]
+fn every_known_cut_makes_a_tokenizer() {
+    let runs = ["Ġ", "123", "4", "ĊĊ"].as_slice();
+    let digits = ["Ġ", "1", "2", "3", "4", "ĊĊ"].as_slice();
+    let cuts = [
+        ("gpt-2", runs),
+        ("smollm", digits),
+        ("llama-bpe", runs),
+        ("qwen2", digits),
+        ("default", runs),
+    ];
+    for (pre, expected) in cuts {
+        let tokens = ["Ġ", "1", "2", "3", "4", "Ċ", "12", "123", "ĊĊ"];
+        let mut file = File::with_tokenizer();
+        file.tensors.clear();
+        file.add("token_embd.weight", &[4, tokens.len() as u64]);
+        let rest = File::decoder().tensors.split_off(1);
+        for t in rest {
+            file.add(&t.name, &t.sizes);
+        }
+        file.set("tokenizer.ggml.pre", text(pre));
+        file.set("tokenizer.ggml.tokens", texts(&tokens));
+        file.unset("tokenizer.ggml.token_type");
+        file.set("tokenizer.ggml.merges", texts(&["1 2", "12 3", "Ċ Ċ"]));
+        let model = open_made(&file).unwrap();
+        let tokenizer = Tokenizer::new(&model).unwrap();
+        let ids = tokenizer.encode(" 1234\n\n", false).unwrap();
+        let pieces: Vec<&str> = ids.iter().map(|&id| tokens[id as usize]).collect();
+        assert_eq!(pieces, expected, "{pre}");
+    }
+}
+
+/// The first Llamas' tokenizer: merges follow from scores, other bytes are spelled out.
+#[test]
+fn sentencepiece_merges_follow_from_scores() {
+    let tokens = [
+        "<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "▁", "a", "b", "ab", "▁a", "▁ab", "c",
+    ];
+    let kinds = [2, 3, 3, 6, 6, 1, 1, 1, 1, 1, 1, 1];
+    let scores = [
+        0.0, 0.0, 0.0, 0.0, 0.0, -9.0, -8.0, -8.0, -1.0, -2.0, -3.0, -8.0,
+    ];
+    let mut file = File::decoder();
+    file.tensors.clear();
+    file.add("token_embd.weight", &[4, tokens.len() as u64]);
+    for t in File::decoder().tensors.split_off(1) {
+        file.add(&t.name, &t.sizes);
+    }
+    file.set("tokenizer.ggml.model", text("llama"));
+    file.set("tokenizer.ggml.tokens", texts(&tokens));
+    file.set("tokenizer.ggml.token_type", ints(&kinds));
+    file.set("tokenizer.ggml.scores", floats(&scores));
+    file.set("tokenizer.ggml.bos_token_id", uint(1));
+    let model = open_made(&file).unwrap();
+    let tokenizer = Tokenizer::new(&model).unwrap();
+    let pieces = |text: &str, special: bool| -> Vec<&str> {
+        let ids = tokenizer.encode(text, special).unwrap();
+        ids.iter().map(|&id| tokens[id as usize]).collect()
+    };
+    assert_eq!(pieces("ab", true), ["<s>", "▁ab"]);
+    assert_eq!(pieces("a cab", false), ["▁a", "▁", "c", "ab"]);
+    assert_eq!(pieces("é</s>", false), ["▁", "<0xC3>", "<0xA9>", "</s>"]);
+    let ids = tokenizer.encode("ab é", false).unwrap();
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "ab é");
+}
+
 #[test]
 fn the_real_model_opens_and_survives_a_round_trip() {
     let Some(path) = test_data("SmolLM2-135M-Instruct.Q4_1.gguf") else {
@@ -152,6 +240,9 @@ fn the_real_model_opens_and_survives_a_round_trip() {
         (8192, Some(1), false)
     );
     assert_eq!(text.eos, [2]);
+    let tokenizer = Tokenizer::new(&model).unwrap();
+    let ids = tokenizer.encode("<|im_start|>user\nhi 12<|im_end|>\n", true);
+    assert_eq!(ids.unwrap(), [1, 4093, 198, 6004, 216, 33, 34, 2, 198]);
     round_trip(&model);
 }
 

@@ -458,6 +458,61 @@ fn bad_files_are_refused_with_their_fault() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// JSON cut anywhere is refused by the name of its file.
+#[test]
+fn files_cut_anywhere_are_refused() {
+    for (name, file) in [
+        ("llama", "config.json"),
+        ("llama", "model.safetensors.index.json"),
+        ("llama", "tokenizer_config.json"),
+        ("llama", "tokenizer.json"),
+        ("bert", "modules.json"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join(name);
+        copy(&language(name), &folder);
+        let whole = std::fs::read(folder.join(file)).unwrap();
+        let end = whole
+            .iter()
+            .rposition(|b| !b.is_ascii_whitespace())
+            .unwrap();
+        for at in 0..end {
+            // A new file: some file systems sync one that is cut to nothing and written again.
+            remove(&folder, file);
+            std::fs::write(folder.join(file), &whole[..at]).unwrap();
+            let said = open(&folder, &Options::default()).map(|_| at).unwrap_err();
+            assert!(
+                said.to_string().contains(file),
+                "{file} cut at {at}: {said}"
+            );
+        }
+    }
+}
+
+/// A Mistral that says nothing of a window has one; `null` is none.
+#[test]
+fn a_mistral_slides_unless_it_says_otherwise() {
+    let context = |change: &dyn Fn(&Path)| {
+        let model = spoiled("mistral", |f| {
+            set(f, "config.json", "max_position_embeddings", json!(9000));
+            change(f);
+        });
+        model.unwrap().text.unwrap().context
+    };
+    assert_eq!(context(&|_| ()), 16);
+    assert_eq!(
+        context(&|f| set(f, "config.json", "sliding_window", Value::Null)),
+        9000
+    );
+    let without = |f: &Path| {
+        let path = f.join("config.json");
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        json.as_object_mut().unwrap().remove("sliding_window");
+        std::fs::write(path, json.to_string()).unwrap();
+    };
+    assert_eq!(context(&without), 4096);
+}
+
 /// Names of a BERT with heads, and of before scales were called weights.
 #[test]
 fn older_names_of_an_encoder_are_understood() {

@@ -9,6 +9,9 @@ use lacuna::model::Weights;
 /// Model types that are read.
 pub(super) const TYPES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
+/// The window of a Mistral whose file does not speak of one.
+const MISTRAL_WINDOW: usize = 4096;
+
 /// The decoder and the positions that it is made for.
 pub(super) fn describe(config: &Object, kind: &str, name: &str) -> Result<(Decoder, usize)> {
     let need = |key: &str| config.whole(key).and_then(|v| config.need(key, v));
@@ -56,7 +59,10 @@ fn window(config: &Object, kind: &str, layers: usize) -> Result<Option<usize>> {
         "qwen2" | "qwen3" => config.bool("use_sliding_window")?.unwrap_or(false),
         _ => false,
     };
-    let window = config.whole("sliding_window")?.filter(|_| slides);
+    let window = match config.whole("sliding_window")?.filter(|_| slides) {
+        None if kind == "mistral" && !config.has("sliding_window") => Some(MISTRAL_WINDOW),
+        window => window,
+    };
     let mixed =
         || config.error("a sliding window in some layers only; all or none of them are supported");
     if let Some(types) = config.texts("layer_types")? {
