@@ -231,3 +231,47 @@ fn what_cannot_be_done_is_said() {
         assert!(output.stdout.is_empty(), "{args:?}");
     }
 }
+
+#[test]
+fn a_language_model_has_its_prefill_and_decode_measured_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("decoder.safetensors");
+    let model = lacuna_tests::language::decoder();
+    lacuna_tests::language::sparse(&model).save(&path).unwrap();
+    let Measured::Decoder(report) = lacuna_bench::run(&config(path.clone()), |_| {}).unwrap()
+    else {
+        panic!("a decoder generates text");
+    };
+    assert_eq!((report.sparse_weights, report.packed_bytes), (14, 0));
+    assert!(report.prefill_tps() > 0.0 && report.decode_tps() > 0.0);
+    let beside = report.beside.as_ref().unwrap();
+    assert!(beside.decode_speedup > 0.0 && beside.prefill_speedup > 0.0);
+    for layers in &report.layers {
+        let down = layers.iter().find(|l| l.node == "layers.0.down_proj");
+        let down = down.unwrap();
+        assert!(down.kernel.contains("bitmask") && down.dense_ms.is_some());
+        let shares: f64 = layers.iter().map(|l| l.share).sum();
+        assert!((shares - 1.0).abs() < 1e-9);
+    }
+
+    let path = path.to_str().unwrap();
+    let args = ["--prompt", "8", "--generate", "4", "--min-time-ms", "10"];
+    let out = bench(&[&[path, "--json"][..], &args].concat());
+    let text = String::from_utf8(out.stdout).unwrap();
+    let last: Map<String, Value> = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    for key in ["prefill_tps", "decode_tps", "median_ms", "token_bytes"] {
+        assert!(last[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    let out = bench(&[&[path][..], &args].concat());
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(
+        text.contains("layers.*.gate_proj") && text.contains("prefill, one chunk"),
+        "{text}"
+    );
+    let out = bench(&[path, "--prompt", "1"]);
+    let error = String::from_utf8(out.stderr).unwrap();
+    assert!(
+        !out.status.success() && error.contains("1 prompt tokens"),
+        "{error}"
+    );
+}

@@ -505,7 +505,7 @@ fn refusals_name_the_node_the_operator_and_what_is_supported() {
             one(named),
             &[
                 "`my erf` (Erf)",
-                "not supported; supported: Add, AveragePool",
+                "not supported; supported: Add, Attention, AveragePool",
             ],
         ),
         (
@@ -572,7 +572,7 @@ fn refusals_name_the_node_the_operator_and_what_is_supported() {
         ),
         (
             one(node("Gather", &["x", "w"], "y", vec![])),
-            &["Gather is supported over constants and shapes only"],
+            &["indices that are no integers"],
         ),
         (
             one(node("Cast", &["x"], "y", vec![int("to", 7)])),
@@ -669,6 +669,81 @@ fn constants_are_folded_where_they_stand() {
     assert_eq!(ops(&model), ["Add", "Add"]);
     let x = Tensor::zeros(&[1, 2, 3]);
     assert_eq!(run(&model, &x).data, [2., 4., 6., 2., 4., 6.]);
+}
+
+#[test]
+fn token_ids_tables_of_angles_and_attention_are_understood() {
+    let frequencies = [1.0f64, 0.03];
+    let table = |f: fn(f64) -> f64| -> Vec<f32> {
+        let angles = (0..8).flat_map(|p| frequencies.map(|w| f64::from(p) * w));
+        angles.map(|a| f(a) as f32).collect()
+    };
+    let made_with = |sin: Vec<f32>, ids: &[&str]| {
+        let vector = |name: &str| floats(name, &[8], &[1., 2., 3., 4., 5., 6., 7., 8.]);
+        let rows: Vec<f32> = (0..80).map(|i| (i as f32 * 0.7).sin()).collect();
+        let heads = || vec![int("num_heads", 2)];
+        let attributes = vec![
+            int("q_num_heads", 2),
+            int("kv_num_heads", 2),
+            int("is_causal", 1),
+        ];
+        let turned = [&["e", "cos", "sin"], ids].concat();
+        let shape: &[i64] = if ids.is_empty() { &[1, 8, 2] } else { &[8, 2] };
+        let mut proto = model(
+            24,
+            &[-1, 8],
+            vec![
+                floats("words", &[10, 8], &rows),
+                floats("cos", shape, &table(f64::cos)),
+                floats("sin", shape, &sin),
+                vector("scale"),
+                longs("places", &[1, 8], &[0, 1, 2, 3, 4, 5, 6, 7]),
+                longs("last", &[1], &[-1]),
+            ],
+            vec![
+                node("Gather", &["words", "x"], "e", vec![]),
+                node("RotaryEmbedding", &turned, "q", heads()),
+                node("Attention", &["q", "q", "e"], "a", attributes),
+                node("LayerNormalization", &["a", "scale"], "n", vec![]),
+                node("Gelu", &["n"], "g", vec![text("approximate", "tanh")]),
+                node("Gather", &["g", "last"], "y", vec![int("axis", 1)]),
+            ],
+        );
+        let info = &mut proto.graph.as_mut().unwrap().input[0];
+        let tensor = info.r#type.as_mut().unwrap().tensor_type.as_mut();
+        tensor.unwrap().elem_type = proto::data_type::INT64;
+        proto
+    };
+    for ids in [&[][..], &["places"]] {
+        let model = made(&made_with(table(f64::sin), ids)).unwrap();
+        assert_eq!(
+            ops(&model),
+            [
+                "Gather",
+                "RotaryEmbedding",
+                "Attention",
+                "LayerNormalization",
+                "Gelu",
+                "Gather"
+            ]
+        );
+        assert_eq!(model.graph().inputs[0].dtype, DType::I64);
+        let name = &model.graph().nodes[1].inputs[1];
+        let found = model.weights()[name].to_f32().unwrap();
+        for (found, f) in found.iter().zip(frequencies) {
+            assert!((f64::from(*found) - f).abs() < 1e-6, "{found} for {f}");
+        }
+        let mut session = lacuna::Session::new(&model, Default::default()).unwrap();
+        let ids = [3i64, 1, 4, 1, 5, 9, 2, 6];
+        let view = lacuna::TensorView::i64(&[1, 8], &ids);
+        let y = session.run(&[view]).unwrap().remove(0);
+        assert_eq!(y.shape, [1, 1, 8]);
+        assert!(y.data.iter().all(|v| v.is_finite()) && y.data.iter().any(|v| *v != 0.0));
+    }
+    let mut wrong = table(f64::sin);
+    wrong[9] += 0.1;
+    let error = refusal(&made_with(wrong, &[]));
+    assert!(error.contains("no multiples of frequencies"), "{error}");
 }
 
 #[test]

@@ -55,8 +55,11 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
     /// Passes over the training images
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 30)]
     epochs: usize,
+    /// Stop after this one, as if more were to come
+    #[arg(long, value_name = "EPOCH")]
+    stop: Option<usize>,
     /// Images of a step
     #[arg(long, default_value_t = 128)]
     batch: usize,
@@ -72,8 +75,8 @@ struct Args {
     /// The part of a small weight that goes at every step
     #[arg(long, default_value_t = 0.02)]
     shrink: f32,
-    /// When the first weights are shrunk, as a part of the run
-    #[arg(long, default_value_t = 0.1)]
+    /// When the first weights are shrunk, as a part of the run; less than 0 starts in the middle
+    #[arg(long, default_value_t = 0.2, allow_hyphen_values = true)]
     ramp_start: f64,
     /// When the share reaches --sparsity
     #[arg(long, default_value_t = 0.6)]
@@ -105,7 +108,9 @@ fn main() -> Result<()> {
     let started = Instant::now();
     let mut said = Instant::now();
     let mut step = 0;
-    for epoch in 1..=args.epochs {
+    let last = args.stop.unwrap_or(args.epochs).min(args.epochs);
+    let trained = describe(&args)?;
+    for epoch in 1..=last {
         random.shuffle(&mut order);
         let (mut loss_sum, mut right) = (0.0, 0);
         for (i, indices) in order.chunks_exact(args.batch).enumerate() {
@@ -137,8 +142,8 @@ fn main() -> Result<()> {
                 );
             }
         }
-        net.write(&args.output, &describe(&args))?;
-        let levels: &[f64] = match epoch == args.epochs {
+        net.write(&args.output, &trained)?;
+        let levels: &[f64] = match epoch == last {
             true => &[0.0, 0.5, 0.7, 0.8, 0.85, 0.9],
             false => &[0.0, 0.9],
         };
@@ -151,25 +156,36 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The recipe of the weights, for their file.
-fn describe(args: &Args) -> String {
-    let start = match args.init {
-        Some(_) => "given",
-        None => "random",
+/// The history of the weights, for their file.
+fn describe(args: &Args) -> Result<String> {
+    let epochs = match args.stop {
+        Some(stop) => format!("{stop} of {} epochs", args.epochs),
+        None => format!("{} epochs", args.epochs),
     };
     let mut text = format!(
-        "60,000 training images of Fashion-MNIST, {} epochs from {start} weights, SGD with momentum, \
-         cosine from {}, batch {}, flips and shifts up to {} px, seed {}",
-        args.epochs, args.lr, args.batch, args.shift, args.seed
+        "{epochs} of SGD, cosine from {}, flips, shifts up to {} px, seed {}",
+        args.lr, args.shift, args.seed
     );
     if args.sparsity > 0.0 {
         text += &format!(
-            "; the {:.0} % of the weights smallest in magnitude pulled towards zero, {} of each a step",
+            ", up to {:.0} % of the weights, the smallest, pulled towards zero by {} a step",
             args.sparsity * 100.0,
             args.shrink
         );
     }
-    text
+    let Some(init) = &args.init else {
+        return Ok(format!(
+            "60,000 training images of Fashion-MNIST, from random weights: {text}"
+        ));
+    };
+    let file = std::fs::read(init).with_context(|| format!("{}", init.display()))?;
+    let (_, header) = safetensors::SafeTensors::read_metadata(&file)?;
+    let before = header.metadata().as_ref().and_then(|m| m.get("trained"));
+    let before = before.map_or(
+        "60,000 training images of Fashion-MNIST, from other weights",
+        |b| b,
+    );
+    Ok(format!("{before}; then {text}"))
 }
 
 /// From 0 to 1 between `start` and `end`, fast first.
@@ -270,8 +286,7 @@ impl Net {
             let values: Vec<f32> = (0..n).map(|_| (random.normal() * scale) as f32).collect();
             Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
         };
-        for i in 1..CHANNELS.len() {
-            let c = CHANNELS[i];
+        for (i, &c) in CHANNELS.iter().enumerate().skip(1) {
             tensors.insert(
                 format!("conv{i}.weight"),
                 normal(&[c, CHANNELS[i - 1], 3, 3])?,
@@ -315,8 +330,7 @@ impl Net {
             params.insert(name, Var::from_tensor(&t)?);
             Ok(())
         };
-        for i in 1..CHANNELS.len() {
-            let c = CHANNELS[i];
+        for (i, &c) in CHANNELS.iter().enumerate().skip(1) {
             let name = format!("conv{i}.weight");
             param(name.clone(), take(name, &[c, CHANNELS[i - 1], 3, 3])?)?;
             for name in ["weight", "bias"] {
@@ -343,7 +357,7 @@ impl Net {
     /// Logits `[N, 10]` of images `[1, N, 28, 28]`; moves the running statistics.
     fn forward(&mut self, images: &Tensor) -> Result<Tensor> {
         let mut x = images.clone();
-        for i in 1..CHANNELS.len() {
+        for (i, &c) in CHANNELS.iter().enumerate().skip(1) {
             let (_, n, h, w) = x.dims4()?;
             let weight = self.params[&format!("conv{i}.weight")].flatten_from(1)?;
             let y = weight.matmul(&x.apply_op1(Columns)?)?;
@@ -358,11 +372,11 @@ impl Net {
             let unbiased = count / (count - 1.0);
             let (mean, var) = &mut self.running[i - 1];
             let batch = batch.lock().map_err(|e| anyhow::anyhow!("{e}"))?;
-            for (c, &(m, v)) in batch.iter().enumerate() {
-                mean[c] += FOLLOW * (m - mean[c]);
-                var[c] += FOLLOW * (v * unbiased - var[c]);
+            for (row, &(m, v)) in batch.iter().enumerate() {
+                mean[row] += FOLLOW * (m - mean[row]);
+                var[row] += FOLLOW * (v * unbiased - var[row]);
             }
-            x = y.reshape((CHANNELS[i], n, h, w))?;
+            x = y.reshape((c, n, h, w))?;
             if i <= 2 {
                 x = x.apply_op1(Pool)?;
             }

@@ -43,13 +43,15 @@ pub enum Error {
     },
     /// A weight that cannot be ranked.
     #[error(
-        "weight `{weight}`: element {index} (flat index) is NaN or infinite and cannot be ranked; repair the checkpoint, or exclude the weight"
+        "weight `{weight}`: element {index} (flat index) is {value} and cannot be ranked; repair the checkpoint, or exclude the weight"
     )]
     NotFinite {
         /// The weight's name.
         weight: String,
         /// Its flat index, row-major.
         index: usize,
+        /// NaN or an infinity.
+        value: f32,
     },
     /// A weight of integers.
     #[error("weight `{weight}` is of dtype {dtype}; F32, F16 and BF16 can be pruned")]

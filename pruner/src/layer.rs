@@ -89,6 +89,7 @@ pub(crate) fn select<'m>(
                 return Err(Error::NotFinite {
                     weight: name.to_owned(),
                     index,
+                    value: weight.to_f32().map_or(f32::NAN, |all| all[index]),
                 });
             }
             Ok(Layer {

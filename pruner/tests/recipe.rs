@@ -169,8 +169,13 @@ fn nan_and_infinity_are_refused_with_their_place_dense_and_sparse() {
     for (weight, place) in cases {
         let model = linears(vec![Weight::from_f32(&[1, 2], &[1.0, 2.0]), weight]);
         match global(0.5).plan(&model).unwrap_err() {
-            Error::NotFinite { weight, index } => {
+            Error::NotFinite {
+                weight,
+                index,
+                value,
+            } => {
                 assert_eq!((weight.as_str(), index), ("w1", place));
+                assert!(!value.is_finite());
             }
             e => panic!("{e}"),
         }

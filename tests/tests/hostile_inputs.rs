@@ -9,6 +9,9 @@ use lacuna::{Session, SessionOptions, TensorView, TensorViewMut};
 
 const SHAPE: [usize; 4] = [1, 2, 5, 5];
 
+/// What it is, the input's shape and elements, and what its error must say.
+type Case = (&'static str, Vec<usize>, Vec<f32>, &'static [&'static str]);
+
 fn session(allow_non_finite: bool) -> Session {
     let options = SessionOptions {
         threads: 1,
@@ -32,7 +35,7 @@ fn input_with(at: usize, value: f32) -> Vec<f32> {
 fn every_hostile_input_is_refused_by_name() {
     let good = input();
     let long = vec![0.0; 60];
-    let cases: [(&str, Vec<usize>, Vec<f32>, &[&str]); 12] = [
+    let cases: [Case; 12] = [
         (
             "NaN",
             SHAPE.to_vec(),

@@ -2,10 +2,12 @@
 
 use super::attrs::Attrs;
 use super::call::Call;
+use super::ints::Ints;
 use super::proto::{GraphProto, NodeProto, SparseTensorProto, TensorProto};
 use super::tensor::Reader;
 use super::value::{Constant, Value};
 use super::{fold, ops};
+use lacuna::DType;
 use lacuna::Error as ModelError;
 use lacuna::model::{Dim, Graph, Input, Node, Op, Symbols, Weight, Weights, infer_shapes};
 use std::collections::{HashMap, HashSet};
@@ -205,6 +207,7 @@ impl<'a> Converter<'a> {
             names.push(match value {
                 Value::Tensor { name, .. } => name.clone(),
                 Value::Weight(c) => self.weight_name(c),
+                Value::Ints(ints) if op.is_integer_input(i) => self.indices(&output, ints)?,
                 Value::Ints(_) => {
                     return Err(format!("input {i} holds integers; a run computes in f32"));
                 }
@@ -236,6 +239,17 @@ impl<'a> Converter<'a> {
         self.weights.insert(name.clone(), constant.weight.clone());
         self.weight_names.insert(key, name.clone());
         name
+    }
+
+    /// Integers as a weight of the model, for the node that computes `output`.
+    fn indices(&mut self, output: &str, ints: &Ints) -> Result<String, String> {
+        let known = ints.known().ok_or("indices that are symbolic")?;
+        self.reader.budget.spend(known.len(), DType::I64.size())?;
+        let bytes: Vec<u8> = known.iter().flat_map(|i| i.to_le_bytes()).collect();
+        let weight = Weight::dense(ints.shape.clone(), DType::I64, bytes.into())?;
+        let name = self.fresh(&format!("{output}_indices"));
+        self.weights.insert(name.clone(), weight);
+        Ok(name)
     }
 
     /// A matrix with its axes swapped, under the name that it has.

@@ -3,7 +3,7 @@
 //! Constants and shape arithmetic are folded; a symbolic batch stays symbolic. Weights keep the
 //! names of their initializers. The second matrix of `Gemm` and `MatMul` is stored as
 //! `[outputs, inputs]` when it is a constant. Inputs of FLOAT16 and BFLOAT16 become f32 like
-//! everything that a run computes.
+//! everything that a run computes; those of INT64 stay integers, and index a `Gather`.
 
 mod attrs;
 mod axes;
@@ -13,6 +13,7 @@ mod convert;
 mod external;
 mod fold;
 mod ints;
+mod language;
 mod ops;
 mod order;
 mod proto;
@@ -33,7 +34,7 @@ use tensor::{Budget, Reader};
 const OPSETS: std::ops::RangeInclusive<i64> = 7..=28;
 
 /// The ONNX operators that are supported, sorted. `Cast`, `Ceil`, `Constant`, `ConstantOfShape`,
-/// `Floor`, `Gather`, `Shape` and `Size` are folded: over constants and shapes only.
+/// `Floor`, `Shape` and `Size` are folded: over constants and shapes only.
 pub fn supported_ops() -> Vec<&'static str> {
     let mut list = [&ops::COMPUTED[..], &ops::FOLDED[..]].concat();
     list.sort_unstable();
@@ -125,18 +126,21 @@ fn inputs(
                 names.join(", ")
             ));
         };
-        check_dtype(one)?;
-        return Ok(vec![Input::f32(one.name.clone(), shape.clone())]);
+        return Ok(vec![typed(one, shape.clone())?]);
     }
     given.into_iter().map(input).collect()
 }
 
-fn check_dtype(info: &ValueInfoProto) -> Result<(), String> {
+/// An input of this shape and the file's dtype.
+fn typed(info: &ValueInfoProto, shape: Vec<Dim>) -> Result<Input, String> {
     let tensor = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
     match tensor.map(|t| t.elem_type) {
-        Some(data_type::FLOAT | data_type::FLOAT16 | data_type::BFLOAT16) => Ok(()),
+        Some(data_type::FLOAT | data_type::FLOAT16 | data_type::BFLOAT16) => {
+            Ok(Input::f32(info.name.clone(), shape))
+        }
+        Some(data_type::INT64) => Ok(Input::i64(info.name.clone(), shape)),
         Some(other) => Err(format!(
-            "input `{}` has dtype {}; supported: FLOAT, and FLOAT16 and BFLOAT16 taken as f32",
+            "input `{}` has dtype {}; supported: INT64, FLOAT, and FLOAT16 and BFLOAT16 taken as f32",
             info.name,
             data_type::name(other)
         )),
@@ -145,7 +149,6 @@ fn check_dtype(info: &ValueInfoProto) -> Result<(), String> {
 }
 
 fn input(info: &ValueInfoProto) -> Result<Input, String> {
-    check_dtype(info)?;
     let tensor = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
     let shape = tensor
         .and_then(|t| t.shape.as_ref())
@@ -160,5 +163,5 @@ fn input(info: &ValueInfoProto) -> Result<Input, String> {
             (None, _) => Dim::Symbol(format!("{}_{axis}", info.name)),
         });
     }
-    Ok(Input::f32(info.name.clone(), dims))
+    typed(info, dims)
 }

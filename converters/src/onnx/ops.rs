@@ -4,12 +4,13 @@ use super::call::{Call, two};
 use super::convert::Converter;
 use super::fold::Arithmetic;
 use super::value::Value;
-use super::{axes, constants};
+use super::{axes, constants, language};
 use lacuna::model::{Dim, Op, PadMode, Window};
 
 /// The operators that are computed at run time.
-pub(super) const COMPUTED: [&str; 31] = [
+pub(super) const COMPUTED: [&str; 39] = [
     "Add",
+    "Attention",
     "AveragePool",
     "BatchNormalization",
     "Clip",
@@ -18,38 +19,44 @@ pub(super) const COMPUTED: [&str; 31] = [
     "Div",
     "Dropout",
     "Flatten",
+    "Gather",
+    "Gelu",
     "Gemm",
     "GlobalAveragePool",
     "HardSigmoid",
     "HardSwish",
     "Identity",
+    "LayerNormalization",
     "LeakyRelu",
+    "LpNormalization",
     "MatMul",
     "MaxPool",
     "Mul",
     "Pad",
+    "RMSNormalization",
     "ReduceMean",
     "Relu",
     "Reshape",
+    "RotaryEmbedding",
     "Sigmoid",
     "Slice",
     "Softmax",
     "Squeeze",
     "Sub",
     "Sum",
+    "Swish",
     "Tanh",
     "Transpose",
     "Unsqueeze",
 ];
 
 /// The operators that are understood over constants and shapes only.
-pub(super) const FOLDED: [&str; 8] = [
+pub(super) const FOLDED: [&str; 7] = [
     "Cast",
     "Ceil",
     "Constant",
     "ConstantOfShape",
     "Floor",
-    "Gather",
     "Shape",
     "Size",
 ];
@@ -106,6 +113,8 @@ pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
         "Concat" | "Slice" | "Reshape" | "Flatten" | "Transpose" | "Squeeze" | "Unsqueeze" => {
             axes::convert(c, call)
         }
+        "Attention" | "Gather" | "Gelu" | "LayerNormalization" | "LpNormalization"
+        | "RMSNormalization" | "RotaryEmbedding" | "Swish" => language::convert(c, call),
         op if FOLDED.contains(&op) => constants::fold(c, call),
         _ => Err(format!(
             "this operator is not supported; supported: {}",

@@ -45,6 +45,7 @@ pub struct Demo {
 #[derive(Serialize)]
 struct Report {
     model: String,
+    trained: Option<String>,
     data: String,
     sparsity: f64,
     parameters: usize,
@@ -75,7 +76,8 @@ impl Demo {
             ..Default::default()
         };
         let dense = lacuna_convert::open(&source, &options)?;
-        let data = Idx::open(&self.assets.join("t10k-images-idx3-ubyte.gz"))?;
+        let images = "t10k-images-idx3-ubyte.gz";
+        let data = Idx::open(&self.assets.join(images))?;
 
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
         let dense_path = folder.path().join("dense.safetensors");
@@ -93,7 +95,11 @@ impl Demo {
         let totals = report(&sparse, &Symbols::new())?.totals;
         let report = Report {
             model: dense.graph().name.clone(),
-            data: format!("Fashion-MNIST, {}", accuracy_dense.data),
+            trained: trained(&source)?,
+            data: format!(
+                "Fashion-MNIST, {} test images of {images}",
+                text::count(data.len() as u64)
+            ),
             sparsity: totals.sparsity(),
             parameters: totals.parameters,
             samples: accuracy_dense.samples,
@@ -187,6 +193,15 @@ impl Demo {
     }
 }
 
+/// What the weights say of their training: `trained` in the metadata of their file.
+fn trained(path: &Path) -> Result<Option<String>> {
+    let file = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let (_, header) = safetensors::SafeTensors::read_metadata(&file)
+        .with_context(|| path.display().to_string())?;
+    let metadata = header.metadata().as_ref();
+    Ok(metadata.and_then(|m| m.get("trained").cloned()))
+}
+
 struct Latency {
     dense: f64,
     sparse: f64,
@@ -252,13 +267,18 @@ impl Report {
             },
         ]);
         let mut out = format!(
-            "{} ({} parameters), Global MP at {}, no fine-tuning\n{}\n\n{}\n\
+            "{} ({} parameters), Global MP at {} in one shot, no training after it\n\
+             tested on   {}\n\
+             trained on  {}\n\n{}\n\
              latency: {} alternating runs each, batch {}, {} thread{}, {}; dense is the same network in this runtime's dense kernels\n\
              {:.1} s in all\n",
             self.model,
             text::count(self.parameters as u64),
             text::percent(self.sparsity),
             self.data,
+            self.trained
+                .as_deref()
+                .unwrap_or("its file does not say what"),
             table.render(),
             self.runs,
             self.batch,

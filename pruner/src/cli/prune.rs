@@ -149,7 +149,8 @@ impl Options {
     fn run(&self, allocator: AllocatorName) -> Result<String> {
         let recipe = self.recipe(allocator)?;
         let model = self.source.open()?;
-        let pruned = recipe.run(&model)?;
+        let input = || self.source.model.display().to_string();
+        let pruned = recipe.run(&model).with_context(input)?;
         let before = State::of(&model, Some(file_bytes(&self.source.model)?))?;
         let after = match &self.output {
             Some(path) => State::of(&save(&pruned, path)?, Some(file_bytes(path)?))?,

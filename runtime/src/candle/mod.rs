@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod convert;
+mod language;
 pub mod nn;
 mod ops;
 mod reference;

@@ -1,6 +1,6 @@
 //! A graph executed in candle ops: slow, plain, and differentiable.
 
-use super::{ops, window};
+use super::{language, ops, window};
 use crate::model::{Dim, Graph, Node, Op, Symbols, infer_shapes};
 use crate::{Error, Model, Result};
 use candle_core::{DType, Device, Tensor};
@@ -17,6 +17,11 @@ use std::collections::HashMap;
 /// | `Pad` | every mode, negative pads too; a reflection longer than the axis is refused at run time |
 /// | `Slice` | steps of both signs |
 /// | `Relu`, `LeakyRelu`, `Clip`, `HardSigmoid`, `HardSwish`, `Sigmoid`, `Tanh`, `Softmax`, `GlobalAveragePool`, `ReduceMean`, `Gemm`, `MatMul`, `Add`, `Sub`, `Mul`, `Div`, `Concat`, `Reshape`, `Flatten`, `Transpose`, `Squeeze`, `Unsqueeze`, `Identity` | the candle op of that meaning |
+///
+/// | `Swish`, `Gelu`, `RMSNormalization`, `LayerNormalization`, `LpNormalization`, `MaskedMean` | sums, products and roots; zeros of a vanishing length or an empty mask stay zeros |
+/// | `Gather` | `index_select`; indices outside of the axis are refused at run time |
+/// | `RotaryEmbedding`, `PositionEmbedding` | cosines and sines, or the rows of the table, of positions from 0 on; frequencies get no gradient |
+/// | `Attention` | all scores at once, over the tokens of the run: nothing is kept between runs |
 ///
 /// [`Reference::refuses`] lists what is left out; now that is nothing.
 #[derive(Clone, Debug)]
@@ -71,10 +76,11 @@ impl Reference {
                     weight: name.clone(),
                     what,
                 };
-                let values = weight.to_f32().ok_or_else(|| {
-                    refuse(format!("dtype {} is not floating point", weight.dtype()))
-                })?;
-                let tensor = Tensor::from_vec(values, weight.shape(), &Device::Cpu)?;
+                let tensor = match (weight.to_i64(), weight.to_f32()) {
+                    (Some(values), _) => Tensor::from_vec(values, weight.shape(), &Device::Cpu)?,
+                    (None, Some(values)) => Tensor::from_vec(values, weight.shape(), &Device::Cpu)?,
+                    _ => return Err(refuse(format!("dtype {}", weight.dtype()))),
+                };
                 reference.weights.insert(name.clone(), tensor);
             }
         }
@@ -102,12 +108,16 @@ impl Reference {
                 weight.shape()
             )));
         }
-        let tensor = tensor.to_dtype(DType::F32)?;
+        let tensor = tensor.to_dtype(if weight.dtype().is_float() {
+            DType::F32
+        } else {
+            DType::I64
+        })?;
         self.weights.insert(name.to_owned(), tensor);
         Ok(())
     }
 
-    /// The weights in use, by name: f32.
+    /// The weights in use, by name: f32, and I64 those of integers.
     pub fn weights(&self) -> &HashMap<String, Tensor> {
         &self.weights
     }
@@ -155,8 +165,8 @@ impl Reference {
             | Op::Unsqueeze { .. }
             | Op::ReduceMean { .. }
             | Op::Softmax { .. }
-            | Op::Identity => None,
-            Op::Swish { .. }
+            | Op::Identity
+            | Op::Swish { .. }
             | Op::Gelu { .. }
             | Op::Gather { .. }
             | Op::RMSNormalization { .. }
@@ -165,12 +175,12 @@ impl Reference {
             | Op::RotaryEmbedding { .. }
             | Op::PositionEmbedding
             | Op::Attention { .. }
-            | Op::MaskedMean => Some("not written"),
+            | Op::MaskedMean => None,
         }
     }
 
     /// Runs the graph. `inputs` stand in the graph's order; symbolic dimensions take their sizes
-    /// from them. Other dtypes become f32. Returns the graph's outputs in order.
+    /// from them. Other dtypes become f32; inputs of I64 take any integer dtype. Returns the graph's outputs in order.
     ///
     /// # Errors
     /// When an input does not fit, or a node fails on these shapes.
@@ -193,7 +203,18 @@ impl Reference {
         let shapes = infer_shapes(graph, self.model.weights(), &symbols)?;
         let mut values: HashMap<&str, Tensor> = HashMap::new();
         for (input, tensor) in graph.inputs.iter().zip(inputs) {
-            values.insert(&input.name, tensor.to_dtype(DType::F32)?);
+            let dtype = match input.dtype {
+                crate::DType::I64 if tensor.dtype().is_float() => {
+                    return Err(Error::Binding {
+                        kind: "input",
+                        name: input.name.clone(),
+                        what: format!("elements of {:?}, the model takes I64", tensor.dtype()),
+                    });
+                }
+                crate::DType::I64 => DType::I64,
+                _ => DType::F32,
+            };
+            values.insert(&input.name, tensor.to_dtype(dtype)?);
         }
         for (i, node) in graph.nodes.iter().enumerate() {
             let shape = fixed(shapes.get(&node.output).map_or(&[], Vec::as_slice))
@@ -363,15 +384,36 @@ fn execute(op: &Op, inputs: &[Option<Tensor>], output: &[usize]) -> candle_core:
         Op::ReduceMean { axes, .. } => ops::reduce_mean(x, axes, output),
         Op::Softmax { axis } => ops::softmax(x, *axis),
         Op::Identity => Ok(x.clone()),
-        Op::Swish { .. }
-        | Op::Gelu { .. }
-        | Op::Gather { .. }
-        | Op::RMSNormalization { .. }
-        | Op::LayerNormalization { .. }
-        | Op::LpNormalization { .. }
-        | Op::RotaryEmbedding { .. }
-        | Op::PositionEmbedding
-        | Op::Attention { .. }
-        | Op::MaskedMean => Err(candle_core::Error::msg("is refused")),
+        Op::Swish { alpha } => language::swish(x, *alpha),
+        Op::Gelu { approximate: true } => x.gelu(),
+        Op::Gelu { approximate: false } => x.gelu_erf(),
+        Op::Gather { axis } => language::gather(x, need(1)?, *axis, output),
+        Op::RMSNormalization { epsilon } => language::rms_norm(x, need(1)?, *epsilon),
+        Op::LayerNormalization { epsilon } => {
+            language::layer_norm(x, need(1)?, optional(2), *epsilon)
+        }
+        Op::LpNormalization { axis } => language::length_norm(x, *axis),
+        Op::RotaryEmbedding {
+            heads,
+            interleaved,
+            scale,
+        } => language::rotary(x, need(1)?, *heads, *interleaved, *scale),
+        Op::PositionEmbedding => language::positions(x, need(1)?),
+        Op::Attention {
+            heads,
+            kv_heads,
+            causal,
+            cache: _,
+            scale,
+        } => {
+            let attributes = language::Heads {
+                heads: *heads,
+                kv_heads: *kv_heads,
+                causal: *causal,
+                scale: *scale,
+            };
+            language::attention([x, need(1)?, need(2)?], optional(3), &attributes)
+        }
+        Op::MaskedMean => language::masked_mean(x, need(1)?),
     }
 }

@@ -75,6 +75,9 @@ pub struct Candidate {
 /// Input rows up to which dot products are used.
 pub const MOST_DOT_COLUMNS: usize = 8;
 
+/// Bytes of weights that stay in a core's caches.
+const CACHED: f64 = 4e6;
+
 /// The legal forms of a layer, not ordered.
 pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Form> {
     let few = layer.linear && layer.columns <= MOST_DOT_COLUMNS;
@@ -119,24 +122,37 @@ fn cost(layer: &Layer, form: Form, chunk: usize) -> f64 {
     let chunks = layer.cols.div_ceil(chunk.max(1)).max(1) as f64;
     let vectors = layer.columns.div_ceil(16) as f64;
     let element = layer.stored.map_or(4, |s| s.element) as f64;
-    let passes = Chunk::passes(layer.columns, layer.cols) as f64;
+    let passes = Chunk::passes(layer.columns, layer.cols);
+    // A linear layer's weights may exceed the caches; panels then read them for each 64 columns.
+    let traffic = |bytes: f64, times: usize| match layer.linear && bytes > CACHED {
+        true => 0.25 * bytes * times as f64,
+        false => 0.0,
+    };
+    let tiles = layer.columns.div_ceil(64);
     match form {
         // One FMA per element, at 92 % of the peak.
-        Form::DensePanel => vectors * rows * cols / 0.92,
+        Form::DensePanel => vectors * rows * cols / 0.92 + traffic(4.0 * rows * cols, tiles),
         // A load and an FMA per element, a broadcast shared by four vectors, and per row and chunk
         // the sums to and from memory and the end of a loop.
-        Form::StreamPanel => vectors * (1.35 * nonzeros + 4.0 * rows * chunks),
-        // Bound by bytes: 64 of them a vector.
-        Form::DenseRows => rows * cols / 16.0 * (0.5 * element + 0.5 * layer.columns as f64),
-        // An expansion per 16 elements and the bytes of mask and values.
+        Form::StreamPanel => {
+            vectors * (1.35 * nonzeros + 4.0 * rows * chunks) + traffic(6.0 * nonzeros, tiles)
+        }
+        // Bound by bytes, from somewhere between the second-level cache and memory.
+        Form::DenseRows => rows * cols / 16.0 * (1.0 + 0.5 * layer.columns as f64 + 0.96 * element),
+        // The same, with an expansion per 16 elements.
         Form::BitmaskRows => {
-            rows * cols / 16.0 * (1.2 + 0.5 * layer.columns as f64)
-                + 0.5 * element * nonzeros / 16.0
+            rows * cols / 16.0 * (2.5 + 0.5 * layer.columns as f64) + 0.06 * element * nonzeros
         }
         // As the dense panel, and for each pass a vector that is read, converted and stored.
-        Form::DenseChunk => rows * cols * (vectors / 0.88 + 3.0 * passes / 16.0),
+        Form::DenseChunk => {
+            rows * cols * (vectors / 0.88 + 3.0 * passes as f64 / 16.0)
+                + traffic(element * rows * cols, passes)
+        }
         // The same with an expansion.
-        Form::BitmaskChunk => rows * cols * (vectors / 0.88 + 5.0 * passes / 16.0),
+        Form::BitmaskChunk => {
+            rows * cols * (vectors / 0.88 + 5.0 * passes as f64 / 16.0)
+                + traffic(rows * cols / 8.0 + element * nonzeros, passes)
+        }
     }
 }
 
@@ -164,5 +180,56 @@ pub fn reason(layer: &Layer, ranked: &[Candidate], dense_only: bool) -> String {
                 next.form.name()
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(columns: usize, density: f64, stored: Option<Stored>) -> Layer {
+        Layer {
+            rows: 4096,
+            cols: 4096,
+            nonzeros: (density * 4096.0 * 4096.0) as usize,
+            columns,
+            linear: true,
+            stored,
+        }
+    }
+
+    fn best(layer: &Layer, dense_only: bool) -> Form {
+        rank(layer, &candidates(layer, dense_only), 144)[0].form
+    }
+
+    #[test]
+    fn a_weight_that_must_not_be_made_twice_has_one_form() {
+        for (bitmask, few, many) in [
+            (false, Form::DenseRows, Form::DenseChunk),
+            (true, Form::BitmaskRows, Form::BitmaskChunk),
+        ] {
+            let stored = Stored {
+                element: 2,
+                bitmask,
+                only: true,
+            };
+            assert_eq!(candidates(&layer(8, 0.5, Some(stored)), false), [few]);
+            assert_eq!(candidates(&layer(9, 0.5, Some(stored)), false), [many]);
+            let dense = candidates(&layer(9, 0.5, Some(stored)), true);
+            assert_eq!(dense, [Form::DenseChunk]);
+        }
+    }
+
+    #[test]
+    fn half_of_the_weights_is_enough_for_rows_and_large_weights_are_read_once() {
+        let stored = Some(Stored {
+            element: 4,
+            bitmask: true,
+            only: false,
+        });
+        assert_eq!(best(&layer(1, 0.5, stored), false), Form::BitmaskRows);
+        assert_eq!(best(&layer(1, 0.9, stored), false), Form::DenseRows);
+        assert_eq!(best(&layer(256, 1.0, stored), true), Form::DenseChunk);
+        assert_eq!(best(&layer(256, 0.1, stored), false), Form::StreamPanel);
     }
 }

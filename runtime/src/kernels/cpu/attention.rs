@@ -351,13 +351,16 @@ impl Attention {
             };
             let mut e = 0;
             while S::NV >= 4 && e + 4 * LANES <= value_size {
-                weigh::<S, R, 4>(p, keys, longest, &factors, &outs, e, u16::MAX);
+                weigh::<S, R, 4, true>(p, keys, longest, &factors, &outs, e, u16::MAX);
                 e += 4 * LANES;
             }
-            while e < value_size {
-                let mask = first(value_size - e);
-                weigh::<S, R, 1>(p, keys, longest, &factors, &outs, e, mask);
+            while e + LANES <= value_size {
+                weigh::<S, R, 1, true>(p, keys, longest, &factors, &outs, e, u16::MAX);
                 e += LANES;
+            }
+            if e < value_size {
+                let mask = first(value_size - e);
+                weigh::<S, R, 1, false>(p, keys, longest, &factors, &outs, e, mask);
             }
         }
     }
@@ -405,9 +408,9 @@ struct Matrix {
 }
 
 /// Elements `e..e + 16 * W` of the outputs of `R` rows: values times weights times `factors`. `mask`
-/// holds the lanes that exist; all of them where `W` is not 1.
+/// holds the lanes that exist: all of them when `FULL`.
 #[inline(always)]
-unsafe fn weigh<S: Simd, const R: usize, const W: usize>(
+unsafe fn weigh<S: Simd, const R: usize, const W: usize, const FULL: bool>(
     p: Matrix,
     keys: &Keys,
     positions: usize,
@@ -426,10 +429,10 @@ unsafe fn weigh<S: Simd, const R: usize, const W: usize>(
                 let row = keys.values.add(i * keys.stride + e);
                 let mut v = [S::splat(0.0); W];
                 for (w, v) in v.iter_mut().enumerate() {
-                    *v = if W == 1 {
-                        S::load_mask(row, mask)
-                    } else {
+                    *v = if FULL {
                         S::load(row.add(w * LANES))
+                    } else {
+                        S::load_mask(row.add(w * LANES), mask)
                     };
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
@@ -441,7 +444,7 @@ unsafe fn weigh<S: Simd, const R: usize, const W: usize>(
             }
             for ((sums, &factor), &out) in sums.iter().zip(factors).zip(outs) {
                 for (w, &sum) in sums.iter().enumerate() {
-                    let (out, mask) = (out.add(e + w * LANES), if W == 1 { mask } else { !0 });
+                    let out = out.add(e + w * LANES);
                     let mut y = S::mul(sum, S::splat(factor));
                     if start > 0 {
                         y = S::add(y, S::load_mask(out, mask));

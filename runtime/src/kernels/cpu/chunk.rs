@@ -12,8 +12,9 @@ use super::{Io, l1_bytes};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Weight rows of a block: every register tile's rows divide it.
-const BLOCK: usize = 24;
+/// Most weight rows of a block, and half of them; every register tile's rows divide both.
+const BLOCK: usize = 48;
+const SMALL_BLOCK: usize = 24;
 
 /// Elements between the rows of an expanded block; the longest chunk.
 const STRIDE: usize = 128;
@@ -82,10 +83,17 @@ impl Chunk {
     /// As [`Kernel::run`](super::Kernel::run).
     #[inline(always)]
     pub(super) unsafe fn run<S: Simd>(&self, io: &Io<'_>) {
+        // A long block reads the panels less often; a short one is shared out more evenly.
+        let outer = self.rows.outer();
+        let block = match outer >= 8 * BLOCK * io.member.size {
+            true => BLOCK,
+            false => SMALL_BLOCK,
+        };
         let mut run = Run {
             chunk: self,
             io,
-            blocks: io.member.share(self.rows.outer().div_ceil(BLOCK)),
+            block,
+            blocks: io.member.share(outer.div_ceil(block)),
             count: io.columns(self.count, self.tokens),
         };
         // SAFETY: the caller's promise.
@@ -97,6 +105,8 @@ impl Chunk {
 struct Run<'r> {
     chunk: &'r Chunk,
     io: &'r Io<'r>,
+    /// Rows of a block.
+    block: usize,
     blocks: Range<usize>,
     count: usize,
 }
@@ -154,8 +164,8 @@ impl Run<'_> {
             let copy = packed.add(inner * self.chunk.pass);
             self.pack::<S>(pass, packed);
             for block in self.blocks.clone() {
-                let range = block * BLOCK..outer.min((block + 1) * BLOCK);
-                let next = range.end.min(outer)..outer.min(range.end + BLOCK);
+                let range = block * self.block..outer.min((block + 1) * self.block);
+                let next = range.end.min(outer)..outer.min(range.end + self.block);
                 let source = R::of(rows, range.clone(), copy);
                 let mut cursors: [R::Cursor; BLOCK] =
                     std::array::from_fn(|r| source.row((range.start + r).min(range.end - 1)));
@@ -333,18 +343,18 @@ impl Tile {
             let mut x = self.panel.add(column);
             for _ in 0..self.depth {
                 let line: [S::V; Q] = std::array::from_fn(|q| S::load(x.add(q * LANES)));
-                for m in 0..M {
+                for (m, sums) in sums.iter_mut().enumerate() {
                     let weight = S::splat(*w.add(m * STRIDE));
-                    for q in 0..Q {
-                        sums[m][q] = S::fma(weight, line[q], sums[m][q]);
+                    for (sum, x) in sums.iter_mut().zip(line) {
+                        *sum = S::fma(weight, x, *sum);
                     }
                 }
                 x = x.add(W * LANES);
                 w = w.add(1);
             }
-            for m in 0..M {
-                for q in 0..Q {
-                    S::store(at.add(m * W * LANES + q * LANES), sums[m][q]);
+            for (m, sums) in sums.into_iter().enumerate() {
+                for (q, sum) in sums.into_iter().enumerate() {
+                    S::store(at.add(m * W * LANES + q * LANES), sum);
                 }
             }
         }

@@ -26,7 +26,18 @@ pub struct Linear {
 impl Linear {
     /// Scratch elements of one thread.
     pub fn scratch_len(&self) -> usize {
-        self.rows.scratch_len(SHARE)
+        self.rows.scratch_len(SHARE) + self.count * self.rows.inner()
+    }
+
+    /// How far ahead of use, in bytes, values are asked for: some blocks of rows, or within long rows.
+    fn ahead(&self, block: usize) -> usize {
+        let rows = &self.rows;
+        let row = rows.stored() * rows.dtype().size() / rows.outer().max(1);
+        let block = (block * row).max(1);
+        match row {
+            ..4096 => block * 8192usize.div_ceil(block),
+            _ => 1024,
+        }
     }
 
     /// Runs this member's share of the outputs.
@@ -40,6 +51,7 @@ impl Linear {
         let mut run = Run {
             linear: self,
             io,
+            x: io.inputs[0],
             share: share.start * SHARE..outer.min(share.end * SHARE),
             count: io.columns(self.count, self.tokens),
         };
@@ -52,6 +64,8 @@ impl Linear {
 struct Run<'r> {
     linear: &'r Linear,
     io: &'r Io<'r>,
+    /// The input's rows.
+    x: *const f32,
     share: Range<usize>,
     count: usize,
 }
@@ -59,13 +73,17 @@ struct Run<'r> {
 impl<S: Simd> Visit<S> for Run<'_> {
     #[inline(always)]
     unsafe fn rows<R: Source>(&mut self) {
+        if R::Cursor::has_pairs::<S>() {
+            // SAFETY: the scratch was sized for it.
+            unsafe { self.split_pairs::<S>() }
+        }
         // SAFETY: the caller's promise. The register tile is as large as the registers allow.
         unsafe {
             match (S::MANY, self.count) {
                 (true, 1) => self.blocks::<S, R, 4, 1, 2>(),
                 (true, 2) => self.blocks::<S, R, 4, 2, 1>(),
                 (true, 3..=4) => self.blocks::<S, R, 4, 4, 1>(),
-                (true, _) => self.blocks::<S, R, 2, 8, 1>(),
+                (true, _) => self.blocks::<S, R, 3, 8, 1>(),
                 (false, 1) => self.blocks::<S, R, 2, 1, 2>(),
                 (false, 2) => self.blocks::<S, R, 2, 2, 1>(),
                 (false, _) => self.blocks::<S, R, 1, 4, 1>(),
@@ -75,10 +93,33 @@ impl<S: Simd> Visit<S> for Run<'_> {
 }
 
 impl Run<'_> {
+    /// Takes the input from scratch, where the even elements of each 32 come before the odd ones.
+    #[inline(always)]
+    unsafe fn split_pairs<S: Simd>(&mut self) {
+        let rows = &self.linear.rows;
+        let inner = rows.inner();
+        // SAFETY: the scratch holds a copy of the input behind that of a block of rows.
+        unsafe {
+            let copy = self.io.scratch.add(rows.scratch_len(SHARE));
+            for n in 0..self.count {
+                let (x, out) = (self.x.add(n * inner), copy.add(n * inner));
+                let mut k = 0;
+                while k + 2 * LANES <= inner {
+                    S::store(out.add(k), S::load_even(x.add(k), LANES));
+                    S::store(out.add(k + LANES), S::load_even(x.add(k + 1), LANES));
+                    k += 2 * LANES;
+                }
+                std::ptr::copy_nonoverlapping(x.add(k), out.add(k), inner - k);
+            }
+            self.x = copy;
+        }
+    }
+
     /// `M` weight rows and `N` input rows at once, `U` running sums for each pair.
     #[inline(always)]
     unsafe fn blocks<S: Simd, R: Source, const M: usize, const N: usize, const U: usize>(&self) {
         let inner = self.linear.rows.inner();
+        let ahead = self.linear.ahead(M);
         let mut row = self.share.start;
         while row < self.share.end {
             let end = self.share.end.min(row + M);
@@ -92,11 +133,22 @@ impl Run<'_> {
                     let w: [R::Cursor; M] =
                         std::array::from_fn(|m| source.row((row + m).min(end - 1)));
                     let x: [*const f32; N] =
-                        std::array::from_fn(|i| self.io.inputs[0].add((n + i.min(last)) * inner));
-                    let sums = dot::<S, R::Cursor, M, N, U>(w, x, inner);
-                    for (m, sums) in sums.iter().enumerate().take(end - row) {
-                        for (i, sum) in sums.iter().enumerate().take(last + 1) {
-                            self.finish(row + m, n + i, S::sum(*sum));
+                        std::array::from_fn(|i| self.x.add((n + i.min(last)) * inner));
+                    let sums = dot::<S, R::Cursor, M, N, U>(w, x, inner, ahead);
+                    let mut totals = [[0.0; N]; M];
+                    let flat = totals.as_flattened_mut();
+                    for (totals, sums) in flat.chunks_mut(4).zip(sums.as_flattened().chunks(4)) {
+                        match sums {
+                            &[a, b, c, d] => totals.copy_from_slice(&S::sum4([a, b, c, d])),
+                            _ => totals
+                                .iter_mut()
+                                .zip(sums)
+                                .for_each(|(t, v)| *t = S::sum(*v)),
+                        }
+                    }
+                    for (m, totals) in totals.iter().enumerate().take(end - row) {
+                        for (i, total) in totals.iter().enumerate().take(last + 1) {
+                            self.finish(row + m, n + i, *total);
                         }
                     }
                     n += N;
@@ -132,12 +184,30 @@ unsafe fn dot<S: Simd, C: Cursor, const M: usize, const N: usize, const U: usize
     mut w: [C; M],
     x: [*const f32; N],
     inner: usize,
+    ahead: usize,
 ) -> [[S::V; N]; M] {
     // SAFETY: the rows of weights and of `x` hold `inner` elements.
     unsafe {
         let mut sums = [[[S::splat(0.0); N]; M]; U];
         let mut k = 0;
+        while C::has_pairs::<S>() && k + 2 * LANES <= inner {
+            for w in &w {
+                w.prefetch::<S>(ahead);
+            }
+            let v: [(S::V, S::V); M] = std::array::from_fn(|m| w[m].next_pairs::<S>());
+            for i in 0..N {
+                let (even, odd) = (S::load(x[i].add(k)), S::load(x[i].add(k + LANES)));
+                for m in 0..M {
+                    sums[0][m][i] = S::fma(v[m].0, even, sums[0][m][i]);
+                    sums[U - 1][m][i] = S::fma(v[m].1, odd, sums[U - 1][m][i]);
+                }
+            }
+            k += 2 * LANES;
+        }
         while k + U * LANES <= inner {
+            for w in &w {
+                w.prefetch::<S>(ahead);
+            }
             for (u, sums) in sums.iter_mut().enumerate() {
                 let v: [S::V; M] = std::array::from_fn(|m| w[m].next::<S>());
                 for i in 0..N {

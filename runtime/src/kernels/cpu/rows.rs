@@ -1,6 +1,6 @@
 //! Weight rows as the model holds them: dense or bitmask, of any float type, at any alignment.
 
-use super::simd::{Bf16, Element, F16, F32, LANES, Simd};
+use super::simd::{Bf16, Element, F16, F32, Kind, LANES, Simd};
 use crate::DType;
 use crate::model::{Bytes, Encoding, Weight};
 use std::marker::PhantomData;
@@ -59,7 +59,6 @@ impl Rows {
     pub fn inner(&self) -> usize {
         self.inner
     }
-
     /// Stored values.
     pub fn stored(&self) -> usize {
         let (Layout::Dense(values) | Layout::Bitmask { values, .. }) = &self.layout;
@@ -82,7 +81,7 @@ impl Rows {
     pub(super) fn scratch_len(&self, rows: usize) -> usize {
         match &self.layout {
             Layout::Dense(_) => 0,
-            Layout::Bitmask { .. } => rows * self.inner + LANES,
+            Layout::Bitmask { .. } => rows * self.inner + SLACK,
         }
     }
 
@@ -103,6 +102,9 @@ impl Rows {
     }
 }
 
+/// Values behind a place that may be read with it: those of [`Cursor::next_pairs`].
+const SLACK: usize = 2 * LANES;
+
 /// What [`Rows::visit`] calls.
 pub(super) trait Visit<S: Simd> {
     /// # Safety
@@ -115,7 +117,7 @@ pub(super) trait Source: Copy {
     /// A place in one row.
     type Cursor: Cursor;
 
-    /// Access to the rows `block`, not empty. Where reading sixteen values at a time would pass the
+    /// Access to the rows `block`, not empty. Where reading whole vectors would pass the
     /// end of the weight, the block's values are copied to `scratch` first.
     ///
     /// # Safety
@@ -148,6 +150,25 @@ pub(super) trait Cursor: Copy {
     /// # Safety
     /// The CPU has the features of `S`; the row has `n` more weights.
     unsafe fn rest<S: Simd>(&mut self, n: usize) -> S::V;
+
+    /// Whether [`next_pairs`](Cursor::next_pairs) is there, and faster.
+    fn has_pairs<S: Simd>() -> bool {
+        false
+    }
+
+    /// The next 32 weights: the even ones, then the odd ones.
+    ///
+    /// # Safety
+    /// The CPU has the features of `S`; the row has 32 more weights, and pairs.
+    unsafe fn next_pairs<S: Simd>(&mut self) -> (S::V, S::V) {
+        unreachable!("only called where there are pairs")
+    }
+
+    /// Asks for the values `bytes` further.
+    ///
+    /// # Safety
+    /// The CPU has the features of `S`.
+    unsafe fn prefetch<S: Simd>(&self, bytes: usize);
 }
 
 /// Every element is stored.
@@ -212,6 +233,12 @@ impl<E: Element> Cursor for DenseCursor<E> {
         // SAFETY: the caller's promise.
         unsafe { S::widen_first::<E>(self.next, n) }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, bytes: usize) {
+        // SAFETY: any address may be asked for.
+        unsafe { S::prefetch(self.next.wrapping_add(bytes)) }
+    }
 }
 
 /// The bitmask encoding.
@@ -258,15 +285,15 @@ impl<E: Element> Source for Masked<E> {
         let stored = values.len() / E::SIZE;
         let end = start(offsets, block.end, stored);
         let mut base = values.as_ptr();
-        if end + LANES > stored {
+        if end + SLACK > stored {
             let first = start(offsets, block.start, stored);
             let scratch = scratch.cast::<u8>();
             // SAFETY: the weight's offsets were checked against its values; the scratch holds every
-            // element of the block and sixteen more.
+            // element of the block and the slack.
             unsafe {
                 let (from, len) = (base.add(first * E::SIZE), (end - first) * E::SIZE);
                 std::ptr::copy_nonoverlapping(from, scratch, len);
-                scratch.add(len).write_bytes(0, LANES * E::SIZE);
+                scratch.add(len).write_bytes(0, SLACK * E::SIZE);
             }
             base = scratch.cast_const().wrapping_sub(first * E::SIZE);
         }
@@ -314,7 +341,7 @@ impl<E: Element> Source for Masked<E> {
 impl<E: Element> Cursor for MaskCursor<E> {
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self) -> S::V {
-        // SAFETY: the caller's promise; sixteen values may be read, as `Source::of` saw to.
+        // SAFETY: the caller's promise; whole vectors may be read, as `Source::of` saw to.
         unsafe {
             let bits = u16::from_le(self.mask.cast::<u16>().read_unaligned());
             self.mask = self.mask.add(2);
@@ -334,6 +361,29 @@ impl<E: Element> Cursor for MaskCursor<E> {
             }
             S::expand::<E>(self.values, bits)
         }
+    }
+
+    #[inline(always)]
+    fn has_pairs<S: Simd>() -> bool {
+        S::PAIRS && E::KIND == Kind::Bf16
+    }
+
+    #[inline(always)]
+    unsafe fn next_pairs<S: Simd>(&mut self) -> (S::V, S::V) {
+        // SAFETY: as `next`, for 32.
+        unsafe {
+            let bits = u32::from_le(self.mask.cast::<u32>().read_unaligned());
+            self.mask = self.mask.add(4);
+            let v = S::expand_pairs(self.values, bits);
+            self.values = self.values.add(bits.count_ones() as usize * E::SIZE);
+            v
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, bytes: usize) {
+        // SAFETY: any address may be asked for.
+        unsafe { S::prefetch(self.values.wrapping_add(bytes)) }
     }
 }
 

@@ -62,6 +62,8 @@ pub unsafe trait Simd: Copy {
     const NV: usize;
     /// Whether some thirty vectors fit the registers, rather than seven.
     const MANY: bool;
+    /// Whether [`expand_pairs`](Simd::expand_pairs) is there.
+    const PAIRS: bool = false;
 
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::V;
@@ -102,12 +104,24 @@ pub unsafe trait Simd: Copy {
     }
     /// The sum of the lanes.
     unsafe fn sum(v: Self::V) -> f32;
+    /// The sums of the lanes of each.
+    #[inline(always)]
+    unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        v.map(|v| unsafe { Self::sum(v) })
+    }
     /// Sixteen stored values at `p`, as f32.
     unsafe fn widen<E: Element>(p: *const u8) -> Self::V;
     /// The first `n < 16` stored values at `p`, as f32; others are 0 and not read.
     unsafe fn widen_first<E: Element>(p: *const u8, n: usize) -> Self::V;
     /// Lane `i` in `mask` is the next stored value at `p`, as f32; others are 0. May read sixteen.
     unsafe fn expand<E: Element>(p: *const u8, mask: u16) -> Self::V;
+    /// Of 32 lanes, lane `i` in `mask` is the next bfloat16 at `p`, as f32, and others are 0: the even
+    /// lanes and the odd ones. May read 32.
+    #[inline(always)]
+    unsafe fn expand_pairs(_: *const u8, _: u32) -> (Self::V, Self::V) {
+        unreachable!("only called where `PAIRS`")
+    }
     /// Lane `j` of vector `i` becomes lane `i` of vector `j`.
     unsafe fn transpose(v: [Self::V; LANES]) -> [Self::V; LANES];
     /// Asks for the cache line of any address, mapped or not.

@@ -153,7 +153,7 @@ impl Context<'_> {
     }
 
     fn isa(&self) -> &'static str {
-        self.options.isa.name()
+        self.options.isa.base().name()
     }
 
     /// The elements of a value, or the rows of `width` elements that it consists of.

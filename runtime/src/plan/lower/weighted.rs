@@ -325,7 +325,7 @@ pub(super) fn linear(
                 "{}_linear_{}_rows_{}",
                 short(rows.dtype()),
                 form.name(),
-                context.isa()
+                context.options.isa
             );
             let kernel = Kernel::Linear(Linear {
                 rows,

@@ -3,17 +3,18 @@
 use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, first};
 use std::arch::x86_64::*;
 
-/// The AVX-512 token.
+/// The AVX-512 token; with `VBMI2` it has those instructions too.
 #[derive(Clone, Copy)]
-pub struct Avx512;
+pub struct Avx512<const VBMI2: bool>;
 
 // SAFETY: one intrinsic each, with the memory behaviour that `Simd` asks for; masked-off lanes
 // are neither read nor written.
-unsafe impl Simd for Avx512 {
+unsafe impl<const VBMI2: bool> Simd for Avx512<VBMI2> {
     type V = __m512;
     const MR: usize = 6;
     const NV: usize = 4;
     const MANY: bool = true;
+    const PAIRS: bool = VBMI2;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -86,6 +87,31 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_reduce_add_ps(v) }
     }
     #[inline(always)]
+    unsafe fn sum4(v: [__m512; 4]) -> [f32; 4] {
+        unsafe {
+            let fold = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let low = _mm512_castps_pd(fold(v[0], v[1]));
+            let high = _mm512_castps_pd(fold(v[2], v[3]));
+            let (a, b) = (
+                _mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)),
+            );
+            // Every quarter holds a part of the four sums.
+            let quarters = _mm512_add_ps(a, b);
+            let halves = _mm256_add_ps(
+                _mm512_castps512_ps256(quarters),
+                _mm512_extractf32x8_ps::<1>(quarters),
+            );
+            let sums = _mm_add_ps(
+                _mm256_castps256_ps128(halves),
+                _mm256_extractf128_ps::<1>(halves),
+            );
+            let mut out = [0.0; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), sums);
+            out
+        }
+    }
+    #[inline(always)]
     unsafe fn widen<E: Element>(p: *const u8) -> __m512 {
         unsafe {
             match E::KIND {
@@ -105,7 +131,20 @@ unsafe impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn expand<E: Element>(p: *const u8, mask: u16) -> __m512 {
-        unsafe { _mm512_maskz_expand_ps(mask, Self::widen::<E>(p)) }
+        unsafe {
+            let packed = in_register(Self::widen::<E>(p));
+            _mm512_maskz_expand_ps(mask, packed)
+        }
+    }
+    #[inline(always)]
+    unsafe fn expand_pairs(p: *const u8, mask: u32) -> (__m512, __m512) {
+        unsafe {
+            let packed = in_register(_mm512_loadu_ps(p.cast()));
+            let words = _mm512_maskz_expand_epi16(mask, _mm512_castps_si512(packed));
+            let even = _mm512_slli_epi32::<16>(words);
+            let odd = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            (_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd))
+        }
     }
     #[inline(always)]
     unsafe fn transpose(v: [__m512; LANES]) -> [__m512; LANES] {
@@ -148,6 +187,18 @@ unsafe impl Simd for Avx512 {
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
+}
+
+/// The same value, which the compiler cannot take from memory again: `vexpandps` of a memory operand
+/// takes several times as long as of a register (Zen 4 and 5).
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn in_register(mut v: __m512) -> __m512 {
+    // SAFETY: no instruction.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags));
+    }
+    v
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@ mod avx2;
 mod avx512;
 mod scalar;
 
+use super::linear::Linear;
 use super::simd::Simd;
 use super::{Io, Kernel};
 use std::fmt;
@@ -23,11 +24,13 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, VL, BW and DQ.
     Avx512,
+    /// The same with VBMI2, which expands 16-bit values.
+    Avx512Vbmi2,
 }
 
 impl Isa {
     /// Every instruction set, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Vbmi2];
 
     /// Its name in kernel names, options and reports.
     pub const fn name(self) -> &'static str {
@@ -35,6 +38,15 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vbmi2 => "avx512vbmi2",
+        }
+    }
+
+    /// The one whose kernels it runs where it has none of its own.
+    pub(crate) const fn base(self) -> Isa {
+        match self {
+            Isa::Avx512Vbmi2 => Isa::Avx512,
+            other => other,
         }
     }
 
@@ -58,6 +70,10 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vbmi2 => {
+                Isa::Avx512.is_available() && is_x86_feature_detected!("avx512vbmi2")
             }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
@@ -108,7 +124,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::Avx2::MR,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => avx512::Avx512::MR,
+            Isa::Avx512 | Isa::Avx512Vbmi2 => avx512::Avx512::<false>::MR,
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::Scalar::MR,
         }
@@ -117,7 +133,7 @@ impl Isa {
     /// Rows and vectors of the register tile of linear layers of many columns.
     pub(crate) fn chunk_tile(self) -> (usize, usize) {
         match self {
-            Isa::Avx512 => (6, 4),
+            Isa::Avx512 | Isa::Avx512Vbmi2 => (6, 4),
             _ => (6, 1),
         }
     }
@@ -135,6 +151,11 @@ impl Isa {
                 Isa::Avx2 => run_avx2(kernel, io),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 => run_avx512(kernel, io),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Vbmi2 => match kernel {
+                    Kernel::Linear(linear) => run_vbmi2(linear, io),
+                    _ => run_avx512(kernel, io),
+                },
                 #[cfg(not(target_arch = "x86_64"))]
                 _ => kernel.run::<scalar::Scalar>(io),
             }
@@ -159,5 +180,14 @@ unsafe fn run_avx2(kernel: &Kernel, io: &Io<'_>) {
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
 unsafe fn run_avx512(kernel: &Kernel, io: &Io<'_>) {
     // SAFETY: the caller's promise; the features are enabled here.
-    unsafe { kernel.run::<avx512::Avx512>(io) }
+    unsafe { kernel.run::<avx512::Avx512<false>>(io) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(
+    enable = "avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
+)]
+unsafe fn run_vbmi2(linear: &Linear, io: &Io<'_>) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe { linear.run::<avx512::Avx512<true>>(io) }
 }

@@ -1,0 +1,167 @@
+//! Linear layers of language models from the model's own bytes: dtypes, densities, columns, threads,
+//! with the weights in the caches (`warm`) and read from memory (`cold`: many copies in turn).
+//!
+//! `cargo bench -p lacuna-bench --bench linear -- '576x576/bf16/d0.5/n1/.*cold'` runs a part of them.
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use lacuna::model::{Bitmask, Bytes, Dim, Encoding, Graph, Input, Node, Op, Weights};
+use lacuna::{DType, Model, Session, SessionOptions, Tensor, TensorView, TensorViewMut, Weight};
+use lacuna_bench::normal;
+use std::time::Duration;
+
+/// Outputs and inputs: those of SmolLM2-135M, its output layer last, and a larger model's.
+const SHAPES: [(usize, usize); 6] = [
+    (576, 576),
+    (192, 576),
+    (1536, 576),
+    (576, 1536),
+    (49152, 576),
+    (4096, 4096),
+];
+const DTYPES: [DType; 2] = [DType::BF16, DType::F32];
+/// Shares of weights that are not zero.
+const DENSITIES: [f64; 3] = [1.0, 0.5, 0.3];
+/// Columns of activations: tokens.
+const COLUMNS: [usize; 4] = [1, 4, 16, 128];
+/// Bytes of weights that no cache holds.
+const COLD: usize = 128 << 20;
+
+/// Normal values, each kept with probability `density`; encoded where some are not.
+fn weight(outer: usize, inner: usize, dtype: DType, density: f64) -> Weight {
+    let mut state = 1u64;
+    let values = normal(outer * inner, 1).into_iter().map(|v| {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        let kept = (state >> 40) as f64 / (1u64 << 24) as f64;
+        if kept < density { v } else { 0.0 }
+    });
+    // The upper half of an f32 is a bfloat16, rounded to zero.
+    let from = if dtype == DType::BF16 { 2 } else { 0 };
+    let bytes: Vec<u8> = values
+        .flat_map(|v| v.to_le_bytes().into_iter().skip(from))
+        .collect();
+    let weight = Weight::dense(vec![outer, inner], dtype, bytes.into()).expect("the shape's bytes");
+    if density < 1.0 {
+        weight.encode()
+    } else {
+        weight
+    }
+}
+
+/// The same weight in bytes of its own.
+fn copy(weight: &Weight) -> Weight {
+    let bytes = |b: &Bytes| Bytes::from(b.to_vec());
+    let (shape, dtype) = (weight.shape().to_vec(), weight.dtype());
+    match weight.encoding() {
+        Encoding::Dense(b) => Weight::dense(shape, dtype, bytes(b)),
+        Encoding::Bitmask(b) => {
+            let b = Bitmask {
+                values: bytes(&b.values),
+                mask: bytes(&b.mask),
+                row_offsets: bytes(&b.row_offsets),
+                ..*b
+            };
+            Weight::bitmask(shape, dtype, b)
+        }
+    }
+    .expect("as the weight that it copies")
+}
+
+/// Layers that all read the input, each with a weight of its own.
+fn model(weight: &Weight, columns: usize, layers: usize) -> lacuna::Result<Model> {
+    let inner = weight.shape()[1];
+    let graph = Graph {
+        name: "layers".into(),
+        inputs: vec![Input::f32(
+            "x",
+            vec![Dim::Fixed(columns), Dim::Fixed(inner)],
+        )],
+        outputs: vec![format!("y{}", layers - 1)],
+        nodes: (0..layers)
+            .map(|i| Node {
+                name: format!("layer{i}"),
+                op: Op::MatMul { trans_b: true },
+                inputs: vec!["x".into(), format!("w{i}")],
+                output: format!("y{i}"),
+            })
+            .collect(),
+    };
+    let weights: Weights = (0..layers)
+        .map(|i| (format!("w{i}"), copy(weight)))
+        .collect();
+    Model::new(graph, weights)
+}
+
+fn layer(
+    c: &mut Criterion,
+    name: &str,
+    model: &Model,
+    threads: usize,
+    x: &[f32],
+    shape: [usize; 2],
+) {
+    let options = SessionOptions {
+        threads,
+        ..SessionOptions::default()
+    };
+    let mut session = match Session::new(model, options) {
+        Ok(session) => session,
+        Err(e) => panic!("{name}: {e}"),
+    };
+    let bytes: usize = session.steps().iter().map(|s| s.weight_bytes).sum();
+    let mut y = Tensor::zeros(&session.outputs()[0].1);
+    let inputs = [TensorView::f32(&shape, x)];
+    let mut outputs = [TensorViewMut::f32(&y.shape, &mut y.data)];
+    let mut group = c.benchmark_group("linear");
+    group.throughput(Throughput::Bytes(bytes as u64));
+    group.bench_function(name, |b| {
+        b.iter(|| {
+            session
+                .run_into(&inputs, &mut outputs)
+                .expect("planned for these shapes")
+        });
+    });
+    group.finish();
+}
+
+fn all(c: &mut Criterion) {
+    for (outer, inner) in SHAPES {
+        for dtype in DTYPES {
+            for density in DENSITIES {
+                let weight = weight(outer, inner, dtype, density);
+                for columns in COLUMNS {
+                    let x = normal(columns * inner, 3);
+                    for (place, layers) in [("warm", 1), ("cold", COLD.div_ceil(weight.byte_len()))]
+                    {
+                        // Many columns are bound by arithmetic.
+                        if place == "cold" && columns > 16 {
+                            continue;
+                        }
+                        let model = match model(&weight, columns, layers) {
+                            Ok(model) => model,
+                            Err(e) => panic!("{outer}x{inner}: {e}"),
+                        };
+                        for threads in [1, 2] {
+                            let dtype = dtype.name().to_lowercase();
+                            let name = format!(
+                                "{outer}x{inner}/{dtype}/d{density}/n{columns}/t{threads}/{place}"
+                            );
+                            layer(c, &name, &model, threads, &x, [columns, inner]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+criterion_group! {
+    name = linear;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(700));
+    targets = all
+}
+criterion_main!(linear);
