@@ -274,7 +274,7 @@ fn unknown_tensors_and_architectures_list_the_known_ones() {
 fn a_file_of_no_known_format_lists_the_formats() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x");
-    for content in ["", "\0\0\0\0", "GGUF\u{3}\0\0\0", "plain text"] {
+    for content in ["", "\0\0\0\0", "GGML\u{3}\0\0\0", "plain text"] {
         std::fs::write(&path, content).unwrap();
         let error = open(&path, &Options::default()).unwrap_err().to_string();
         assert!(error.contains("supported: ONNX"), "{content:?}: {error}");
