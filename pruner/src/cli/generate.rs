@@ -76,7 +76,7 @@ pub struct Generate {
 struct Report {
     model: PathBuf,
     prompt: String,
-    prompt_tokens: usize,
+    prompt_ids: Vec<u32>,
     text: String,
     tokens: Vec<u32>,
     stop: String,
@@ -151,7 +151,7 @@ impl Generate {
         let report = Report {
             model: self.source.model.clone(),
             prompt,
-            prompt_tokens: ids.len(),
+            prompt_ids: ids,
             text,
             stop: match generated.stop {
                 Stop::Token(t) => format!("token {t}"),
@@ -170,7 +170,7 @@ impl Generate {
         }
         eprintln!(
             "\n{} prompt tokens, first token after {:.0} ms; {} tokens, {:.1} tokens/s; {} threads, {}; ended by {}",
-            report.prompt_tokens,
+            report.prompt_ids.len(),
             report.first_token_ms,
             report.tokens.len(),
             report.decode_tps,
