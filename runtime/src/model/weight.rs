@@ -470,7 +470,7 @@ mod tests {
 
     #[test]
     fn dtypes_round_to_nearest_and_refuse_what_they_cannot_hold() {
-        let values = [1.0f32, 0.0, -1.00390625, 70000.0];
+        let values = [1.0f32, 0.0, -1.003_906_3, 70000.0];
         let weight = Weight::from_f32(&[2, 2], &values);
         for w in [weight.clone(), weight.encode()] {
             let half = w.to_dtype(DType::BF16).unwrap();
