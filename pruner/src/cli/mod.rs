@@ -72,12 +72,20 @@ struct Source {
     /// The architecture of a state dict [default: told from the names of its tensors]
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
+    /// The attention heads of a BERT state dict that has no config.json beside it
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
+    /// Give an encoder the output `sentence_embedding`, where no modules.json says whether it has one
+    #[arg(long)]
+    sentence: bool,
 }
 
 impl Source {
     fn open(&self) -> Result<Model> {
         let options = lacuna_convert::Options {
             arch: self.arch.clone(),
+            heads: self.heads,
+            sentence: self.sentence,
             ..Default::default()
         };
         Ok(lacuna_convert::open(&self.model, &options)?)
