@@ -772,3 +772,75 @@ fn logits_beyond_the_range_of_exponentials_pick_the_largest() {
         "huge",
     );
 }
+
+/// A bias that stands as a sum behind a product joins it, whatever its leading axes; other constants
+/// stay sums.
+#[test]
+fn a_constant_sum_behind_a_product_becomes_its_bias() {
+    let mut random = Random(77);
+    let (t, inner, outer) = (13, 20, 9);
+    for (shape, trans_b, fused) in [
+        (vec![outer], true, true),
+        (vec![1, 1, outer], false, true),
+        (vec![t, outer], true, false),
+        (vec![1], true, false),
+    ] {
+        let weight = random.tensor(inner * outer);
+        let bias = random.tensor(shape.iter().product());
+        let x = random.tensor(t * inner);
+        let w_shape = if trans_b {
+            [outer, inner]
+        } else {
+            [inner, outer]
+        };
+        let node = |name: &str, op: Op, inputs: [&str; 2], output: &str| Node {
+            name: name.into(),
+            op,
+            inputs: inputs.map(String::from).to_vec(),
+            output: output.into(),
+        };
+        let graph = Graph {
+            name: "bias".into(),
+            inputs: vec![Input::f32("x", [1, t, inner].map(Dim::Fixed).to_vec())],
+            outputs: vec!["z".into()],
+            nodes: vec![
+                node("product", Op::MatMul { trans_b }, ["x", "w"], "y"),
+                node("sum", Op::Add, ["b", "y"], "z"),
+            ],
+        };
+        let weights = Weights::from([
+            ("w".to_owned(), Weight::from_f32(&w_shape, &weight)),
+            ("b".to_owned(), Weight::from_f32(&shape, &bias)),
+        ]);
+        let model = Model::new(graph, weights).unwrap();
+        for isa in Isa::available() {
+            let options = SessionOptions {
+                isa: Some(isa.name().into()),
+                threads: 2,
+                ..SessionOptions::default()
+            };
+            let mut session = Session::new(&model, options).unwrap();
+            assert_eq!(
+                session.steps().len(),
+                if fused { 1 } else { 2 },
+                "{shape:?}"
+            );
+            let y = session.run(&[TensorView::f32(&[1, t, inner], &x)]).unwrap();
+            for n in 0..t {
+                for o in 0..outer {
+                    let w = |k: usize| match trans_b {
+                        true => weight[o * inner + k],
+                        false => weight[k * outer + o],
+                    };
+                    let product: f64 = (0..inner)
+                        .map(|k| f64::from(x[n * inner + k]) * f64::from(w(k)))
+                        .sum();
+                    let b = bias[(n * outer + o) % bias.len()];
+                    let error =
+                        (f64::from(y[0].data[n * outer + o]) - product - f64::from(b)).abs();
+                    assert!(error < 1e-5, "{isa} {shape:?}: {error}");
+                }
+            }
+        }
+    }
+}

@@ -29,6 +29,18 @@ impl Form {
         }
     }
 
+    /// What the form does, for people.
+    const fn words(self) -> &'static str {
+        match self {
+            Form::DensePanel => "dense, packed",
+            Form::DenseRows => "dense",
+            Form::DenseChunk => "dense, from the file",
+            Form::StreamPanel => "a stream of non-zeros",
+            Form::BitmaskRows => "the bitmask",
+            Form::BitmaskChunk => "the bitmask, expanded",
+        }
+    }
+
     const fn is_dense(self) -> bool {
         matches!(self, Form::DensePanel | Form::DenseRows | Form::DenseChunk)
     }
@@ -176,8 +188,9 @@ pub fn reason(layer: &Layer, ranked: &[Candidate], dense_only: bool) -> String {
         Some(next) => {
             let ratio = next.cost / best.cost;
             format!(
-                "density {density:.2}: {ratio:.1}x faster than {} (estimate)",
-                next.form.name()
+                "density {density:.2}: {}, {ratio:.1}x faster than {} (estimate)",
+                best.form.words(),
+                next.form.words()
             )
         }
     }

@@ -181,8 +181,11 @@ impl Fusion<'_, '_> {
             shape(&node.output)?,
             self.model.weights().contains_key(other),
         );
+        if is_constant {
+            return self.bias(at, other, shape(late)? == out);
+        }
         // The views of a value have its size but not its shape; only equal shapes add one to one.
-        if is_constant || late == other || shape(late)? != out || shape(other)? != out {
+        if late == other || shape(late)? != out || shape(other)? != out {
             return Ok(None);
         }
         let unit = &mut self.list[at];
@@ -196,6 +199,26 @@ impl Fusion<'_, '_> {
         }
         unit.residual = Some(other.clone());
         Ok(Some(at))
+    }
+
+    /// A constant with a value for each output joins a `MatMul` as its third input.
+    fn bias(self, at: usize, constant: &str, same_shape: bool) -> Result<Option<usize>> {
+        let (model, unit) = (self.model, &mut self.list[at]);
+        let Op::MatMul { trans_b } = unit.node.op else {
+            return Ok(None);
+        };
+        let linear = linear_weight(model, unit).is_some();
+        if !same_shape || !linear || unit.inputs.len() != 2 || unit.residual.is_some() {
+            return Ok(None);
+        }
+        let weight = fixed_shape(self.shapes, &unit.inputs[1])?;
+        let outer = weight[if trans_b { 0 } else { 1 }];
+        let shape = fixed_shape(self.shapes, constant)?;
+        let fits = shape.last() == Some(&outer) && shape.iter().product::<usize>() == outer;
+        Ok(fits.then(|| {
+            unit.inputs.push(constant.to_owned());
+            at
+        }))
     }
 }
 
@@ -251,7 +274,8 @@ pub(super) fn linear_weight<'u>(model: &Model, unit: &'u Unit<'_>) -> Option<Lin
         Op::MatMul { trans_b } => Some(LinearUse {
             trans_b: *trans_b,
             alpha: 1.0,
-            bias: None,
+            // Only a fused bias stands there.
+            bias: unit.inputs.get(2).map(|name| (name.as_str(), 1.0)),
         }),
         Op::Gemm {
             alpha,
