@@ -519,7 +519,7 @@ unsafe impl Simd for Neon {
     unsafe fn prefetch(p: *const u8) {
         // SAFETY: a hint, which faults nowhere.
         unsafe {
-            asm!("prfm pldl1keep, [{}]", in(reg) p, options(nomem, nostack, preserves_flags));
+            asm!("prfm pldl1keep, [{}]", in(reg) p.addr(), options(nomem, nostack, preserves_flags));
         }
     }
 }
