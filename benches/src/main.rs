@@ -30,7 +30,7 @@ struct Args {
     /// Steady runs last at least this long
     #[arg(long, default_value_t = 1000.0, value_name = "M", value_parser = milliseconds)]
     min_time_ms: f64,
-    /// Instruction set: scalar, avx2, avx512, neon [default: $LACUNA_ISA, or the best one here]
+    /// Instruction set: scalar, neon, avx2, avx512, avx512vbmi2 [default: $LACUNA_ISA, or the best one here]
     #[arg(long)]
     isa: Option<String>,
     /// Run every weight dense, and only that

@@ -22,8 +22,8 @@ use std::time::Duration;
 pub struct SessionOptions {
     /// Threads that work on one run; 0 takes every core that the process may use.
     pub threads: usize,
-    /// The instruction set: "scalar", "avx2", "avx512" or "avx512vbmi2"; `None` takes the one that the environment
-    /// variable `LACUNA_ISA` names, or else the best one here.
+    /// The instruction set: "scalar", "neon", "avx2", "avx512" or "avx512vbmi2"; `None` takes the one
+    /// that the environment variable `LACUNA_ISA` names, or else the best one here.
     pub isa: Option<String>,
     /// Run every weight dense.
     pub dense: bool,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// The bytes at the very end of a page; the page behind it is mapped but behind the end of its file,
 /// so that reading there is a fault.
-fn at_page_end(bytes: &[u8]) -> Bytes {
+pub(super) fn at_page_end(bytes: &[u8]) -> Bytes {
     const PAGE: usize = 1 << 16;
     let len = bytes.len().next_multiple_of(PAGE);
     let mut file = tempfile::tempfile().unwrap();

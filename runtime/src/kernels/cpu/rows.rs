@@ -346,7 +346,7 @@ impl<E: Element> Cursor for MaskCursor<E> {
             let bits = u16::from_le(self.mask.cast::<u16>().read_unaligned());
             self.mask = self.mask.add(2);
             let v = S::expand::<E>(self.values, bits);
-            self.values = self.values.add(bits.count_ones() as usize * E::SIZE);
+            self.values = self.values.add(S::count(bits) * E::SIZE);
             v
         }
     }

@@ -83,9 +83,9 @@ pub unsafe trait Simd: Copy {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b`.
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    /// The larger of each lane; NaN where `b` is NaN.
+    /// The larger of each lane; NaN where `b` is NaN, either operand where only `a` is.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
-    /// The smaller of each lane; NaN where `b` is NaN.
+    /// The smaller of each lane; NaN where `b` is NaN, either operand where only `a` is.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// `a - b`.
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
@@ -116,6 +116,11 @@ pub unsafe trait Simd: Copy {
     unsafe fn widen_first<E: Element>(p: *const u8, n: usize) -> Self::V;
     /// Lane `i` in `mask` is the next stored value at `p`, as f32; others are 0. May read sixteen.
     unsafe fn expand<E: Element>(p: *const u8, mask: u16) -> Self::V;
+    /// Lanes in `mask`: how many values [`expand`](Simd::expand) takes.
+    #[inline(always)]
+    fn count(mask: u16) -> usize {
+        mask.count_ones() as usize
+    }
     /// Of 32 lanes, lane `i` in `mask` is the next bfloat16 at `p`, as f32, and others are 0: the even
     /// lanes and the odd ones. May read 32.
     #[inline(always)]

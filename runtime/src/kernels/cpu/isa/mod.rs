@@ -4,8 +4,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod scalar;
 
+#[cfg(target_arch = "x86_64")]
 use super::linear::Linear;
 use super::simd::Simd;
 use super::{Io, Kernel};
@@ -20,6 +23,8 @@ pub const ISA_VARIABLE: &str = "LACUNA_ISA";
 pub enum Isa {
     /// Portable code.
     Scalar,
+    /// The baseline of 64-bit ARM.
+    Neon,
     /// AVX2 with FMA and F16C.
     Avx2,
     /// AVX-512 F, VL, BW and DQ.
@@ -29,13 +34,20 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// Every instruction set, slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Vbmi2];
+    /// Every instruction set; those of one architecture slowest first.
+    pub const ALL: [Isa; 5] = [
+        Isa::Scalar,
+        Isa::Neon,
+        Isa::Avx2,
+        Isa::Avx512,
+        Isa::Avx512Vbmi2,
+    ];
 
     /// Its name in kernel names, options and reports.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vbmi2 => "avx512vbmi2",
@@ -54,6 +66,8 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             Isa::Scalar => true,
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
                 is_x86_feature_detected!("avx2")
@@ -75,7 +89,6 @@ impl Isa {
             Isa::Avx512Vbmi2 => {
                 Isa::Avx512.is_available() && is_x86_feature_detected!("avx512vbmi2")
             }
-            #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
     }
@@ -120,12 +133,12 @@ impl Isa {
     /// Rows of the dense panel kernel's register tile.
     pub fn dense_rows(self) -> usize {
         match self {
-            Isa::Scalar => scalar::Scalar::MR,
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::Neon => neon::Neon::MR,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::Avx2::MR,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Vbmi2 => avx512::Avx512::<false>::MR,
-            #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::Scalar::MR,
         }
     }
@@ -146,7 +159,8 @@ impl Isa {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                Isa::Scalar => kernel.run::<scalar::Scalar>(io),
+                #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+                Isa::Neon => run_neon(kernel, io),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => run_avx2(kernel, io),
                 #[cfg(target_arch = "x86_64")]
@@ -156,7 +170,6 @@ impl Isa {
                     Kernel::Linear(linear) => run_vbmi2(linear, io),
                     _ => run_avx512(kernel, io),
                 },
-                #[cfg(not(target_arch = "x86_64"))]
                 _ => kernel.run::<scalar::Scalar>(io),
             }
         }
@@ -167,6 +180,13 @@ impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+#[target_feature(enable = "neon")]
+unsafe fn run_neon(kernel: &Kernel, io: &Io<'_>) {
+    // SAFETY: the caller's promise; the feature is enabled here.
+    unsafe { kernel.run::<neon::Neon>(io) }
 }
 
 #[cfg(target_arch = "x86_64")]

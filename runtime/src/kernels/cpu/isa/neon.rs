@@ -1,0 +1,751 @@
+//! NEON, the baseline of 64-bit ARM: a vector is four quads.
+
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd};
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+/// The NEON token.
+#[derive(Clone, Copy)]
+pub struct Neon;
+
+type V = float32x4x4_t;
+
+/// A table that loads do not split over cache lines.
+#[repr(align(64))]
+struct Table<T>(T);
+
+/// Bytes that expand a packed prefix of 16-bit values to the set bits of a byte; 255 gives 0.
+static WORDS: Table<[[u8; 16]; 256]> = Table(spread::<8, 256>());
+
+/// Bytes that expand a packed prefix of 32-bit values to the set bits of four.
+static QUADS: Table<[[u8; 16]; 16]> = Table(spread::<4, 16>());
+
+/// Set bits of a byte.
+static COUNT: Table<[u8; 256]> = Table({
+    let mut table = [0; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        table[bits] = bits.count_ones() as u8;
+        bits += 1;
+    }
+    table
+});
+
+const fn spread<const N: usize, const M: usize>() -> [[u8; 16]; M] {
+    let size = 16 / N;
+    let mut table = [[255; 16]; M];
+    let mut bits = 0;
+    while bits < M {
+        let (mut lane, mut next) = (0, 0);
+        while lane < N {
+            if bits >> lane & 1 == 1 {
+                let mut byte = 0;
+                while byte < size {
+                    table[bits][lane * size + byte] = (next * size + byte) as u8;
+                    byte += 1;
+                }
+                next += 1;
+            }
+            lane += 1;
+        }
+        bits += 1;
+    }
+    table
+}
+
+#[inline(always)]
+fn count(byte: u8) -> usize {
+    usize::from(COUNT.0[usize::from(byte)])
+}
+
+#[inline(always)]
+fn map(a: V, f: impl Fn(float32x4_t) -> float32x4_t) -> V {
+    float32x4x4_t(f(a.0), f(a.1), f(a.2), f(a.3))
+}
+
+#[inline(always)]
+fn zip(a: V, b: V, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) -> V {
+    float32x4x4_t(f(a.0, b.0), f(a.1, b.1), f(a.2, b.2), f(a.3, b.3))
+}
+
+/// The sums of lanes of the same place in each quad.
+#[inline(always)]
+unsafe fn fold(v: V) -> float32x4_t {
+    // SAFETY: the caller runs with NEON.
+    unsafe { vaddq_f32(vaddq_f32(v.0, v.1), vaddq_f32(v.2, v.3)) }
+}
+
+/// Eight 16-bit values as f32.
+#[inline(always)]
+unsafe fn halves<E: Element>(v: uint16x8_t) -> (float32x4_t, float32x4_t) {
+    // SAFETY: the caller runs with NEON. The conversions may raise flags, so those are not preserved.
+    unsafe {
+        match E::KIND {
+            Kind::F16 => {
+                let (low, high);
+                asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) low, in(vreg) v, options(pure, nomem, nostack));
+                asm!("fcvtl2 {0:v}.4s, {1:v}.8h", out(vreg) high, in(vreg) v, options(pure, nomem, nostack));
+                (low, high)
+            }
+            _ => {
+                let zero = vdupq_n_u16(0);
+                let (low, high) = (vzip1q_u16(zero, v), vzip2q_u16(zero, v));
+                (vreinterpretq_f32_u16(low), vreinterpretq_f32_u16(high))
+            }
+        }
+    }
+}
+
+/// Sixteen 16-bit values as f32.
+#[inline(always)]
+unsafe fn wide<E: Element>(low: uint16x8_t, high: uint16x8_t) -> V {
+    // SAFETY: the caller runs with NEON.
+    unsafe {
+        let (a, b) = halves::<E>(low);
+        let (c, d) = halves::<E>(high);
+        float32x4x4_t(a, b, c, d)
+    }
+}
+
+/// The lanes of four that are in `bits`; others are 0.
+#[inline(always)]
+unsafe fn load_quad(p: *const f32, bits: u16) -> float32x4_t {
+    // SAFETY: the caller gives readable elements where a bit is set.
+    unsafe {
+        let zero = vdupq_n_f32(0.0);
+        match bits & 15 {
+            0 => zero,
+            15 => vld1q_f32(p),
+            1 => vld1q_lane_f32::<0>(p, zero),
+            3 => vcombine_f32(vld1_f32(p), vdup_n_f32(0.0)),
+            7 => vld1q_lane_f32::<2>(p.add(2), vcombine_f32(vld1_f32(p), vdup_n_f32(0.0))),
+            bits => {
+                let mut v = zero;
+                if bits & 1 != 0 {
+                    v = vld1q_lane_f32::<0>(p, v);
+                }
+                if bits & 2 != 0 {
+                    v = vld1q_lane_f32::<1>(p.wrapping_add(1), v);
+                }
+                if bits & 4 != 0 {
+                    v = vld1q_lane_f32::<2>(p.wrapping_add(2), v);
+                }
+                if bits & 8 != 0 {
+                    v = vld1q_lane_f32::<3>(p.wrapping_add(3), v);
+                }
+                v
+            }
+        }
+    }
+}
+
+/// Writes the lanes of four that are in `bits`.
+#[inline(always)]
+unsafe fn store_quad(p: *mut f32, v: float32x4_t, bits: u16) {
+    // SAFETY: the caller gives writable elements where a bit is set.
+    unsafe {
+        match bits & 15 {
+            0 => {}
+            15 => vst1q_f32(p, v),
+            1 => vst1q_lane_f32::<0>(p, v),
+            3 => vst1_f32(p, vget_low_f32(v)),
+            7 => {
+                vst1_f32(p, vget_low_f32(v));
+                vst1q_lane_f32::<2>(p.add(2), v);
+            }
+            bits => {
+                if bits & 1 != 0 {
+                    vst1q_lane_f32::<0>(p, v);
+                }
+                if bits & 2 != 0 {
+                    vst1q_lane_f32::<1>(p.wrapping_add(1), v);
+                }
+                if bits & 4 != 0 {
+                    vst1q_lane_f32::<2>(p.wrapping_add(2), v);
+                }
+                if bits & 8 != 0 {
+                    vst1q_lane_f32::<3>(p.wrapping_add(3), v);
+                }
+            }
+        }
+    }
+}
+
+/// [`Simd::load_mask`] of any mask; a call, since it is long and its uses are many. The C convention
+/// passes vectors in registers, here and below.
+#[allow(improper_ctypes_definitions)] // Only called from here.
+#[inline(never)]
+unsafe extern "C" fn load_lanes(p: *const f32, mask: u16) -> V {
+    // SAFETY: the caller's promise; the address of a quad without lanes may be anything.
+    unsafe {
+        float32x4x4_t(
+            load_quad(p, mask),
+            load_quad(p.wrapping_add(4), mask >> 4),
+            load_quad(p.wrapping_add(8), mask >> 8),
+            load_quad(p.wrapping_add(12), mask >> 12),
+        )
+    }
+}
+
+/// [`Simd::store_mask`] of any mask.
+#[allow(improper_ctypes_definitions)] // Only called from here.
+#[inline(never)]
+unsafe extern "C" fn store_lanes(p: *mut f32, v: V, mask: u16) {
+    // SAFETY: as `load_lanes`.
+    unsafe {
+        store_quad(p, v.0, mask);
+        store_quad(p.wrapping_add(4), v.1, mask >> 4);
+        store_quad(p.wrapping_add(8), v.2, mask >> 8);
+        store_quad(p.wrapping_add(12), v.3, mask >> 12);
+    }
+}
+
+/// [`Simd::load_even`] of fewer than all lanes.
+#[allow(improper_ctypes_definitions)] // Only called from here.
+#[inline(never)]
+unsafe extern "C" fn load_even_first(p: *const f32, n: usize) -> V {
+    let mut lanes = [0.0; LANES];
+    for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+        // SAFETY: the caller gives every second of `2 * n - 1` elements.
+        *lane = unsafe { p.add(2 * i).read_unaligned() };
+    }
+    // SAFETY: sixteen lanes.
+    unsafe { Neon::load(lanes.as_ptr()) }
+}
+
+/// The first `n < 16` 16-bit values; others are 0 and not read.
+#[allow(improper_ctypes_definitions)] // Only called from here.
+#[inline(never)]
+unsafe extern "C" fn load_words(p: *const u8, n: usize) -> uint16x8x2_t {
+    // SAFETY: the caller gives `n` values.
+    unsafe {
+        if n < 8 {
+            return uint16x8x2_t(words(p, n), vdupq_n_u16(0));
+        }
+        uint16x8x2_t(vld1q_u16(p.cast()), words(p.add(16), n - 8))
+    }
+}
+
+/// The first `n < 8` 16-bit values.
+#[inline(always)]
+unsafe fn words(p: *const u8, n: usize) -> uint16x8_t {
+    // The last one to three values, from the lowest bits up.
+    let tail = |p: *const u8| {
+        let (mut v, mut at) = (0, 0);
+        // SAFETY: the caller gives `n` values; `n % 4` of them are left at `p`.
+        unsafe {
+            if n & 2 != 0 {
+                v = u64::from(p.cast::<u32>().read_unaligned());
+                at = 2;
+            }
+            if n & 1 != 0 {
+                v |= u64::from(p.add(2 * at).cast::<u16>().read_unaligned()) << (16 * at);
+            }
+        }
+        v
+    };
+    let (low, high) = match n & 4 {
+        0 => (tail(p), 0),
+        // SAFETY: there are four values and perhaps more.
+        _ => unsafe { (p.cast::<u64>().read_unaligned(), tail(p.add(8))) },
+    };
+    // SAFETY: the caller runs with NEON.
+    unsafe { vcombine_u16(vcreate_u16(low), vcreate_u16(high)) }
+}
+
+/// Lane `i` of `bits` is the next 16-bit value at `p`; others are 0. Reads eight.
+#[inline(always)]
+unsafe fn expand_words(p: *const u8, bits: u8) -> uint16x8_t {
+    // SAFETY: the caller gives eight readable values.
+    unsafe {
+        let index = vld1q_u8(WORDS.0[usize::from(bits)].as_ptr());
+        vreinterpretq_u16_u8(vqtbl1q_u8(vld1q_u8(p), index))
+    }
+}
+
+/// Lane `i` of `bits < 16` is the next f32 at `p`; others are 0. Reads four.
+#[inline(always)]
+unsafe fn expand_quad(p: *const u8, bits: u16) -> float32x4_t {
+    // SAFETY: the caller gives four readable values.
+    unsafe {
+        let index = vld1q_u8(QUADS.0[usize::from(bits & 15)].as_ptr());
+        vreinterpretq_f32_u8(vqtbl1q_u8(vld1q_u8(p), index))
+    }
+}
+
+#[inline(always)]
+unsafe fn transpose4(v: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: the caller runs with NEON.
+    unsafe {
+        let pair = |a, b| {
+            let (even, odd) = (vtrn1q_f32(a, b), vtrn2q_f32(a, b));
+            (vreinterpretq_f64_f32(even), vreinterpretq_f64_f32(odd))
+        };
+        let ((a, b), (c, d)) = (pair(v[0], v[1]), pair(v[2], v[3]));
+        [
+            vreinterpretq_f32_f64(vzip1q_f64(a, c)),
+            vreinterpretq_f32_f64(vzip1q_f64(b, d)),
+            vreinterpretq_f32_f64(vzip2q_f64(a, c)),
+            vreinterpretq_f32_f64(vzip2q_f64(b, d)),
+        ]
+    }
+}
+
+// SAFETY: four intrinsics each, with the memory behaviour that `Simd` asks for; masked-off lanes
+// are neither read nor written.
+unsafe impl Simd for Neon {
+    type V = V;
+    // 24 quads of sums, four of activations and the weights: all 32 registers. Fewer rows load more
+    // for each product, and more do not fit.
+    const MR: usize = 6;
+    const NV: usize = 1;
+    const MANY: bool = false;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> V {
+        unsafe {
+            let x = vdupq_n_f32(x);
+            float32x4x4_t(x, x, x, x)
+        }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> V {
+        unsafe {
+            float32x4x4_t(
+                vld1q_f32(p),
+                vld1q_f32(p.add(4)),
+                vld1q_f32(p.add(8)),
+                vld1q_f32(p.add(12)),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_mask(p: *const f32, mask: u16) -> V {
+        unsafe {
+            match mask {
+                u16::MAX => Self::load(p),
+                _ => load_lanes(p, mask),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_even(p: *const f32, n: usize) -> V {
+        // SAFETY: the last loads end at `p[30]`, and the one before them lies one element lower.
+        unsafe {
+            if n < LANES {
+                return load_even_first(p, n);
+            }
+            let even = |p| vuzp1q_f32(vld1q_f32(p), vld1q_f32(p.add(4)));
+            let last = vuzp2q_f32(vld1q_f32(p.add(23)), vld1q_f32(p.add(27)));
+            float32x4x4_t(even(p), even(p.add(8)), even(p.add(16)), last)
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: V) {
+        unsafe {
+            vst1q_f32(p, v.0);
+            vst1q_f32(p.add(4), v.1);
+            vst1q_f32(p.add(8), v.2);
+            vst1q_f32(p.add(12), v.3);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_mask(p: *mut f32, v: V, mask: u16) {
+        unsafe {
+            match mask {
+                u16::MAX => Self::store(p, v),
+                _ => store_lanes(p, v, mask),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: V, b: V, c: V) -> V {
+        unsafe {
+            float32x4x4_t(
+                vfmaq_f32(c.0, a.0, b.0),
+                vfmaq_f32(c.1, a.1, b.1),
+                vfmaq_f32(c.2, a.2, b.2),
+                vfmaq_f32(c.3, a.3, b.3),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: V, b: V) -> V {
+        unsafe { zip(a, b, |a, b| vaddq_f32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: V, b: V) -> V {
+        unsafe { zip(a, b, |a, b| vmulq_f32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: V, b: V) -> V {
+        unsafe { zip(a, b, |a, b| vmaxq_f32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: V, b: V) -> V {
+        unsafe { zip(a, b, |a, b| vminq_f32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: V, b: V) -> V {
+        unsafe { zip(a, b, |a, b| vsubq_f32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: V, b: V) -> V {
+        unsafe { zip(a, b, |a, b| vdivq_f32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn where_less(a: V, b: V, x: V, y: V) -> V {
+        unsafe {
+            float32x4x4_t(
+                vbslq_f32(vcltq_f32(a.0, b.0), x.0, y.0),
+                vbslq_f32(vcltq_f32(a.1, b.1), x.1, y.1),
+                vbslq_f32(vcltq_f32(a.2, b.2), x.2, y.2),
+                vbslq_f32(vcltq_f32(a.3, b.3), x.3, y.3),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale(v: V, n: V) -> V {
+        unsafe {
+            // Two factors, so that neither leaves the range of normal numbers.
+            let power = |n| {
+                let biased = vaddq_s32(n, vdupq_n_s32(127));
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
+            };
+            zip(v, n, |v, n| {
+                let n = vcvtq_s32_f32(n);
+                let half = vshrq_n_s32::<1>(n);
+                vmulq_f32(vmulq_f32(v, power(half)), power(vsubq_s32(n, half)))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(v: V) -> f32 {
+        unsafe {
+            // `fmaxnm` of a number and NaN is the number.
+            let v = map(v, |v| vmaxnmq_f32(v, vdupq_n_f32(f32::NEG_INFINITY)));
+            vmaxvq_f32(vmaxq_f32(vmaxq_f32(v.0, v.1), vmaxq_f32(v.2, v.3)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: V) -> f32 {
+        unsafe { vaddvq_f32(fold(v)) }
+    }
+    #[inline(always)]
+    unsafe fn sum4(v: [V; 4]) -> [f32; 4] {
+        unsafe {
+            let low = vpaddq_f32(fold(v[0]), fold(v[1]));
+            let high = vpaddq_f32(fold(v[2]), fold(v[3]));
+            let mut sums = [0.0; 4];
+            vst1q_f32(sums.as_mut_ptr(), vpaddq_f32(low, high));
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen<E: Element>(p: *const u8) -> V {
+        unsafe {
+            match E::KIND {
+                Kind::F32 => Self::load(p.cast()),
+                _ => wide::<E>(vld1q_u16(p.cast()), vld1q_u16(p.add(16).cast())),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen_first<E: Element>(p: *const u8, n: usize) -> V {
+        unsafe {
+            match E::KIND {
+                Kind::F32 => load_lanes(p.cast(), (1 << n) - 1),
+                _ => {
+                    let words = load_words(p, n);
+                    wide::<E>(words.0, words.1)
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn expand<E: Element>(p: *const u8, mask: u16) -> V {
+        let low = count(mask as u8);
+        // SAFETY: sixteen values may be read: those of each part begin behind no more than all lanes
+        // of the parts before it.
+        unsafe {
+            match E::KIND {
+                Kind::F32 => {
+                    let (first, third) = (count(mask as u8 & 15), count((mask >> 8) as u8 & 15));
+                    let middle = p.add(low * 4);
+                    float32x4x4_t(
+                        expand_quad(p, mask),
+                        expand_quad(p.add(first * 4), mask >> 4),
+                        expand_quad(middle, mask >> 8),
+                        expand_quad(middle.add(third * 4), mask >> 12),
+                    )
+                }
+                _ => wide::<E>(
+                    expand_words(p, mask as u8),
+                    expand_words(p.add(low * 2), (mask >> 8) as u8),
+                ),
+            }
+        }
+    }
+    #[inline(always)]
+    fn count(mask: u16) -> usize {
+        count(mask as u8) + count((mask >> 8) as u8)
+    }
+    #[inline(always)]
+    unsafe fn transpose(v: [V; LANES]) -> [V; LANES] {
+        unsafe {
+            let mut out = v;
+            for i in 0..4 {
+                let rows = &v[4 * i..4 * i + 4];
+                let a = transpose4([rows[0].0, rows[1].0, rows[2].0, rows[3].0]);
+                let b = transpose4([rows[0].1, rows[1].1, rows[2].1, rows[3].1]);
+                let c = transpose4([rows[0].2, rows[1].2, rows[2].2, rows[3].2]);
+                let d = transpose4([rows[0].3, rows[1].3, rows[2].3, rows[3].3]);
+                for j in 0..4 {
+                    for (block, quad) in [a[j], b[j], c[j], d[j]].into_iter().enumerate() {
+                        let line = &mut out[4 * block + j];
+                        match i {
+                            0 => line.0 = quad,
+                            1 => line.1 = quad,
+                            2 => line.2 = quad,
+                            _ => line.3 = quad,
+                        }
+                    }
+                }
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: a hint, which faults nowhere.
+        unsafe {
+            asm!("prfm pldl1keep, [{}]", in(reg) p.addr(), options(nomem, nostack, preserves_flags));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::cpu::battery::at_page_end;
+    use crate::kernels::cpu::isa::scalar::Scalar;
+    use crate::kernels::cpu::simd::{Bf16, F16, F32, first};
+
+    fn bits<S: Simd>(v: S::V) -> [u32; LANES] {
+        let mut lanes = [0.0f32; LANES];
+        // SAFETY: sixteen lanes; scalar and NEON are always there.
+        unsafe { S::store(lanes.as_mut_ptr(), v) };
+        lanes.map(f32::to_bits)
+    }
+
+    fn of<S: Simd>(lanes: [f32; LANES]) -> S::V {
+        // SAFETY: sixteen lanes.
+        unsafe { S::load(lanes.as_ptr()) }
+    }
+
+    /// Elements at the very end of a page.
+    fn at_end(elements: &[f32]) -> crate::model::Bytes {
+        at_page_end(
+            &elements
+                .iter()
+                .flat_map(|x| x.to_le_bytes())
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    const NUMBERS: [f32; LANES] = [
+        1.5, -2.25, 3.0, 1e-40, -1e30, 6.5, 0.0, -8.0, 9.0, 1e38, 11.0, -12.0, 13.0, 14.0, -15.5,
+        16.0,
+    ];
+
+    #[test]
+    fn masks_touch_only_their_lanes() {
+        for mask in 0..=u16::MAX {
+            // SAFETY: the arrays hold all lanes.
+            unsafe {
+                let got = bits::<Neon>(Neon::load_mask(NUMBERS.as_ptr(), mask));
+                assert_eq!(
+                    got,
+                    bits::<Scalar>(Scalar::load_mask(NUMBERS.as_ptr(), mask))
+                );
+                let (mut got, mut want) = ([7.0f32; LANES], [7.0f32; LANES]);
+                Neon::store_mask(got.as_mut_ptr(), of::<Neon>(NUMBERS), mask);
+                Scalar::store_mask(want.as_mut_ptr(), of::<Scalar>(NUMBERS), mask);
+                assert_eq!(got, want);
+            }
+            assert_eq!(Neon::count(mask), mask.count_ones() as usize);
+        }
+        for n in 0..=LANES {
+            let bytes = at_end(&NUMBERS[..n]);
+            // SAFETY: `n` elements, and nothing behind them.
+            let got = unsafe { Neon::load_mask(bytes.as_ptr().cast(), first(n)) };
+            let want: [f32; LANES] = std::array::from_fn(|i| if i < n { NUMBERS[i] } else { 0.0 });
+            assert_eq!(bits::<Neon>(got), want.map(f32::to_bits));
+        }
+    }
+
+    #[test]
+    fn even_lanes_end_where_the_elements_do() {
+        let elements: Vec<f32> = (1..32).map(|i| i as f32).collect();
+        for n in 0..=LANES {
+            let bytes = at_end(&elements[..(2 * n).saturating_sub(1)]);
+            // SAFETY: `2 * n - 1` elements.
+            let got = unsafe { Neon::load_even(bytes.as_ptr().cast(), n) };
+            let want: [f32; LANES] =
+                std::array::from_fn(|i| if i < n { 2.0 * i as f32 + 1.0 } else { 0.0 });
+            assert_eq!(bits::<Neon>(got), want.map(f32::to_bits), "{n}");
+        }
+    }
+
+    fn stored<E: Element>() -> Vec<u8> {
+        let value = |i: u32| match E::KIND {
+            Kind::F32 => (i as f32 - 7.5).to_le_bytes().to_vec(),
+            _ => (0x3c01 + 0x111 * i as u16).to_le_bytes().to_vec(),
+        };
+        (0..LANES as u32).flat_map(value).collect()
+    }
+
+    fn expands<E: Element>() {
+        let values = at_page_end(&stored::<E>());
+        for mask in 0..=u16::MAX {
+            // SAFETY: sixteen values, and nothing behind them.
+            unsafe {
+                let got = bits::<Neon>(Neon::expand::<E>(values.as_ptr(), mask));
+                let want = bits::<Scalar>(Scalar::expand::<E>(values.as_ptr(), mask));
+                assert_eq!(got, want, "{mask:b}");
+            }
+        }
+        for n in 0..LANES {
+            let values = at_page_end(&stored::<E>()[..n * E::SIZE]);
+            // SAFETY: `n` values, and nothing behind them.
+            unsafe {
+                let got = bits::<Neon>(Neon::widen_first::<E>(values.as_ptr(), n));
+                let want = bits::<Scalar>(Scalar::widen_first::<E>(values.as_ptr(), n));
+                assert_eq!(got, want, "{n}");
+            }
+        }
+    }
+
+    #[test]
+    fn stored_values_expand_under_every_mask() {
+        expands::<F32>();
+        expands::<F16>();
+        expands::<Bf16>();
+    }
+
+    #[test]
+    fn every_value_of_sixteen_bits_widens_exactly() {
+        for start in (0..=u16::MAX).step_by(LANES) {
+            let bytes: Vec<u8> = (0..LANES as u16)
+                .flat_map(|i| (start + i).to_le_bytes())
+                .collect();
+            // SAFETY: sixteen values.
+            let pairs = unsafe {
+                [
+                    (
+                        bits::<Neon>(Neon::widen::<F16>(bytes.as_ptr())),
+                        bits::<Scalar>(Scalar::widen::<F16>(bytes.as_ptr())),
+                    ),
+                    (
+                        bits::<Neon>(Neon::widen::<Bf16>(bytes.as_ptr())),
+                        bits::<Scalar>(Scalar::widen::<Bf16>(bytes.as_ptr())),
+                    ),
+                ]
+            };
+            for (got, want) in pairs {
+                for (got, want) in got.map(f32::from_bits).iter().zip(want.map(f32::from_bits)) {
+                    let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+                    assert!(same, "{got} is not {want}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn operations_agree_with_portable_code() {
+        let mut other = NUMBERS;
+        other.reverse();
+        fn all<S: Simd>(a: [f32; LANES], b: [f32; LANES]) -> Vec<[u32; LANES]> {
+            let (a, b) = (of::<S>(a), of::<S>(b));
+            // SAFETY: operations on registers.
+            unsafe {
+                vec![
+                    bits::<S>(S::add(a, b)),
+                    bits::<S>(S::sub(a, b)),
+                    bits::<S>(S::mul(a, b)),
+                    bits::<S>(S::div(a, b)),
+                    bits::<S>(S::max(a, b)),
+                    bits::<S>(S::min(a, b)),
+                    bits::<S>(S::where_less(a, b, a, S::splat(0.5))),
+                    bits::<S>(S::where_less(a, S::splat(f32::NAN), a, b)),
+                    bits::<S>(S::splat(S::largest(a))),
+                ]
+            }
+        }
+        assert_eq!(all::<Neon>(NUMBERS, other), all::<Scalar>(NUMBERS, other));
+        for n in -250..=250 {
+            let n = [n as f32; LANES];
+            // SAFETY: operations on registers.
+            unsafe {
+                let got = Neon::scale(of::<Neon>(NUMBERS), of::<Neon>(n));
+                let want = Scalar::scale(of::<Scalar>(NUMBERS), of::<Scalar>(n));
+                assert_eq!(bits::<Neon>(got), bits::<Scalar>(want));
+            }
+        }
+        let rounded = 1.0 + f32::EPSILON;
+        // SAFETY: operations on registers.
+        unsafe {
+            let (a, c) = (Neon::splat(rounded), Neon::splat(-rounded * rounded));
+            let want = rounded.mul_add(rounded, -rounded * rounded);
+            assert_eq!(bits::<Neon>(Neon::fma(a, a, c)), [want.to_bits(); LANES]);
+            let ramp = of::<Neon>(std::array::from_fn(|i| i as f32));
+            assert_eq!(Neon::sum(ramp), 120.0);
+            let four = [
+                ramp,
+                Neon::splat(1.0),
+                Neon::splat(-2.0),
+                Neon::add(ramp, ramp),
+            ];
+            assert_eq!(Neon::sum4(four), [120.0, 16.0, -32.0, 240.0]);
+        }
+    }
+
+    #[test]
+    fn nan_stays_or_goes_as_promised() {
+        let mut holes = NUMBERS;
+        holes[3] = f32::NAN;
+        holes[9] = f32::NAN;
+        // SAFETY: operations on registers.
+        unsafe {
+            let (v, one) = (of::<Neon>(holes), Neon::splat(1.0));
+            for kept in [
+                Neon::max(one, v),
+                Neon::min(one, v),
+                Neon::scale(v, one),
+                Neon::scale(v, v),
+            ] {
+                for (i, lane) in bits::<Neon>(kept)
+                    .map(f32::from_bits)
+                    .into_iter()
+                    .enumerate()
+                {
+                    assert_eq!(lane.is_nan(), i == 3 || i == 9);
+                }
+            }
+            assert_eq!(Neon::largest(v), 16.0);
+            assert_eq!(Neon::largest(Neon::splat(f32::NAN)), f32::NEG_INFINITY);
+        }
+    }
+
+    #[test]
+    fn transposing_moves_every_lane() {
+        let rows: [[f32; LANES]; LANES] =
+            std::array::from_fn(|i| std::array::from_fn(|j| (100 * i + j) as f32));
+        // SAFETY: operations on registers.
+        let out = unsafe { Neon::transpose(rows.map(of::<Neon>)) };
+        for (j, line) in out.into_iter().enumerate() {
+            let want: [f32; LANES] = std::array::from_fn(|i| rows[i][j]);
+            assert_eq!(bits::<Neon>(line), want.map(f32::to_bits));
+        }
+    }
+}
