@@ -1,6 +1,7 @@
 //! The table of hostile files.
 
 pub mod headers;
+mod language;
 pub mod models;
 
 use crate::common::{Raw, raw, small_model};
