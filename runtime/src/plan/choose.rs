@@ -1,6 +1,8 @@
 //! Choosing a form for a weighted layer: which are legal, and which is estimated fastest.
 
 use crate::kernels::cpu::chunk::Chunk;
+use crate::kernels::cpu::l1_bytes;
+use crate::kernels::cpu::weights::chunk_rows;
 
 /// How a layer's weights are executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,22 +106,22 @@ pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Form> {
     forms
 }
 
-/// Orders forms by their estimated cost, cheapest first.
-pub fn rank(layer: &Layer, forms: &[Form], chunk: usize) -> Vec<Candidate> {
+/// Orders forms by their estimated cost, cheapest first. Panels of a stream have `width` columns.
+pub fn rank(layer: &Layer, forms: &[Form], width: usize) -> Vec<Candidate> {
     let mut ranked: Vec<Candidate> = forms
         .iter()
         .map(|&form| Candidate {
             form,
-            cost: cost(layer, form, chunk),
+            cost: cost(layer, form, width),
         })
         .collect();
     ranked.sort_by(|a, b| a.cost.total_cmp(&b.cost));
     ranked
 }
 
-fn cost(layer: &Layer, form: Form, chunk: usize) -> f64 {
+fn cost(layer: &Layer, form: Form, width: usize) -> f64 {
     let (rows, cols, nonzeros) = (layer.rows as f64, layer.cols as f64, layer.nonzeros as f64);
-    let chunks = layer.cols.div_ceil(chunk.max(1)).max(1) as f64;
+    let chunks = layer.cols.div_ceil(chunk_rows(l1_bytes(), width)).max(1) as f64;
     let vectors = layer.columns.div_ceil(16) as f64;
     let element = layer.stored.map_or(4, |s| s.element) as f64;
     let passes = Chunk::passes(layer.columns, layer.cols);
@@ -199,7 +201,7 @@ mod tests {
     }
 
     fn best(layer: &Layer, dense_only: bool) -> Form {
-        rank(layer, &candidates(layer, dense_only), 144)[0].form
+        rank(layer, &candidates(layer, dense_only), 128)[0].form
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! Convolutions and many-column linear layers as weight rows times packed activation panels.
 //!
-//! The columns are output pixels (or rows of a linear layer's input), 64 to a tile. Per chunk of
+//! The columns are output pixels (or rows of a linear layer's input), up to 128 to a tile. Per chunk of
 //! the inner dimension a tile's activations are packed into a panel that fits the first-level
 //! cache, padding and stride resolved; then every weight row passes over it.
 
 use super::Io;
 use super::panel::{Tile, dense_rows, stream_rows};
 use super::simd::{LANES, Simd, first};
-use super::weights::{PANEL, PanelWeights};
+use super::weights::PanelWeights;
 use std::sync::Arc;
 
 /// A 2-D convolution's sizes; channels are per group.
@@ -107,7 +107,7 @@ impl Conv {
     pub fn scratch_len(&self) -> usize {
         let most =
             |f: fn(&PanelWeights) -> usize| self.weights.groups.iter().map(f).max().unwrap_or(0);
-        (most(PanelWeights::chunk) + 2 * most(PanelWeights::rows)) * PANEL
+        (most(PanelWeights::chunk) + 2 * most(PanelWeights::rows)) * most(PanelWeights::width)
     }
 
     /// Runs this member's share.
@@ -117,10 +117,19 @@ impl Conv {
     #[inline(always)]
     pub(super) unsafe fn run<S: Simd>(&self, io: &Io<'_>) {
         let vectors = self.columns.div_ceil(LANES);
-        let tiles = vectors.div_ceil(PANEL / LANES);
         let groups = self.weights.groups.len();
+        let Some(weights) = self.weights.groups.first() else {
+            return;
+        };
+        let size = io.member.size;
+        let mut tiles = vectors.div_ceil(weights.width() / LANES);
+        // Whole tiles are shared where they are even, rows of all tiles otherwise.
+        if tiles >= 2 * size {
+            tiles = tiles.next_multiple_of(size).min(vectors);
+        }
         let units = self.batch * groups * tiles;
-        let by_units = units >= 4 * io.member.size || io.member.size == 1;
+        let waste = |n: usize| (n.div_ceil(size) * size) as f64 / n.max(1) as f64;
+        let by_units = waste(units) <= 1.05 || waste(units) <= waste(weights.blocks());
         let share = if by_units {
             io.member.share(units)
         } else {
@@ -156,6 +165,7 @@ impl Conv {
         to: usize,
     ) {
         let (rows, cols, chunk) = (weights.rows(), weights.cols(), weights.chunk());
+        let width = weights.width();
         let groups = self.weights.groups.len();
         let vectors = to - from;
         let column = from * LANES;
@@ -164,13 +174,14 @@ impl Conv {
         // SAFETY: the offsets stay within buffers that the plan sized for this geometry.
         unsafe {
             let panel = io.scratch;
-            let partial = panel.add(chunk * PANEL);
-            let transposed = partial.add(rows * PANEL);
+            let partial = panel.add(chunk * width);
+            let transposed = partial.add(rows * width);
             let x = io.inputs[0].add((image * groups + group) * self.input_len);
             let at = (image * groups + group) * rows * self.columns + column;
             let residual = io.inputs.get(1).copied().unwrap_or(std::ptr::null());
             let bias = &self.weights.bias;
             let mut tile = Tile {
+                width,
                 panel,
                 partial,
                 bias: if bias.is_empty() {
@@ -184,7 +195,7 @@ impl Conv {
                 } else {
                     residual.add(at)
                 },
-                stride: if matrix { PANEL } else { self.columns },
+                stride: if matrix { width } else { self.columns },
                 last_mask: first(count - (vectors - 1) * LANES),
                 // What is added to a matrix is added as it is transposed.
                 clamp: match matrix && !residual.is_null() {
@@ -198,10 +209,10 @@ impl Conv {
             for c in 0..chunks {
                 let inner = c * chunk..((c + 1) * chunk).min(cols);
                 match &self.source {
-                    Source::Flat(masks) => masks.pack::<S>(x, inner, from, vectors, panel),
-                    Source::Rows(g) => pack_rows::<S>(g, x, inner, column, count, panel),
+                    Source::Flat(masks) => masks.pack::<S>(x, inner, from, vectors, panel, width),
+                    Source::Rows(g) => pack_rows::<S>(g, x, inner, column, count, panel, width),
                     Source::Matrix => {
-                        pack_matrix::<S>(x.add(column * cols), cols, inner, count, panel)
+                        pack_matrix::<S>(x.add(column * cols), cols, inner, count, panel, width)
                     }
                 }
                 tile.first = c == 0;
@@ -213,7 +224,11 @@ impl Conv {
                             1 => stream_rows::<S, 1>(w, block, c, &tile),
                             2 => stream_rows::<S, 2>(w, block, c, &tile),
                             3 => stream_rows::<S, 3>(w, block, c, &tile),
-                            _ => stream_rows::<S, 4>(w, block, c, &tile),
+                            4 => stream_rows::<S, 4>(w, block, c, &tile),
+                            5 => stream_rows::<S, 5>(w, block, c, &tile),
+                            6 => stream_rows::<S, 6>(w, block, c, &tile),
+                            7 => stream_rows::<S, 7>(w, block, c, &tile),
+                            _ => stream_rows::<S, 8>(w, block, c, &tile),
                         },
                     }
                 }
@@ -229,7 +244,7 @@ impl Conv {
                     for r in rows_done.clone().step_by(LANES) {
                         let left = LANES.min(rows_done.end - r);
                         let lines: [S::V; LANES] = std::array::from_fn(|i| match i < left {
-                            true => S::load(transposed.add((r + i) * PANEL + n)),
+                            true => S::load(transposed.add((r + i) * width + n)),
                             false => S::splat(0.0),
                         });
                         let lines = S::transpose(lines);
@@ -286,6 +301,7 @@ impl FlatMasks {
         from: usize,
         vectors: usize,
         panel: *mut f32,
+        width: usize,
     ) {
         let (mut channel, mut position) =
             (inner.start / self.positions, inner.start % self.positions);
@@ -295,7 +311,7 @@ impl FlatMasks {
             // SAFETY: masked lanes lie inside the channel's plane; others are not read.
             unsafe {
                 let source = x.wrapping_add(channel * self.plane).wrapping_offset(shift);
-                let out = panel.add(row * PANEL);
+                let out = panel.add(row * width);
                 for (v, &mask) in masks.iter().enumerate() {
                     let p = source.wrapping_add(v * LANES);
                     let value = if mask == u16::MAX {
@@ -323,6 +339,7 @@ unsafe fn pack_rows<S: Simd>(
     column: usize,
     count: usize,
     panel: *mut f32,
+    width: usize,
 ) {
     let [h, w] = g.input;
     let positions = g.kernel[0] * g.kernel[1];
@@ -333,7 +350,7 @@ unsafe fn pack_rows<S: Simd>(
         // SAFETY: only pixels inside the channel's plane are read, only `count` columns written.
         unsafe {
             let plane = x.add(channel * h * w);
-            let out = panel.add(row * PANEL);
+            let out = panel.add(row * width);
             for v in 0..count.div_ceil(LANES) {
                 S::store(out.add(v * LANES), S::splat(0.0));
             }
@@ -395,6 +412,7 @@ unsafe fn pack_matrix<S: Simd>(
     inner: std::ops::Range<usize>,
     count: usize,
     panel: *mut f32,
+    width: usize,
 ) {
     for n in (0..count).step_by(LANES) {
         for k in inner.clone().step_by(LANES) {
@@ -406,9 +424,9 @@ unsafe fn pack_matrix<S: Simd>(
                     true => S::load_mask(x.add((n + i) * cols + k), first(left)),
                     false => S::splat(0.0),
                 });
-                let out = panel.add((k - inner.start) * PANEL + n);
+                let out = panel.add((k - inner.start) * width + n);
                 for (i, line) in S::transpose(rows).into_iter().enumerate().take(left) {
-                    S::store(out.add(i * PANEL), line);
+                    S::store(out.add(i * width), line);
                 }
             }
         }
