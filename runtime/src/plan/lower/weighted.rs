@@ -8,7 +8,7 @@ use crate::kernels::cpu::conv::{Conv, ConvGeometry, PanelSet};
 use crate::kernels::cpu::linear::Linear;
 use crate::kernels::cpu::rows::Rows;
 use crate::kernels::cpu::weights::{
-    DensePanels, IndexStream, PANEL, PanelWeights, chunk_rows, stream_width,
+    DensePanels, IndexStream, PANEL, PanelWeights, chunk_rows, stream_rows, stream_width,
 };
 use crate::kernels::cpu::{Kernel, l1_bytes};
 use crate::model::{Encoding, Op, Weight, padding_for};
@@ -98,13 +98,10 @@ impl SparseRows {
         match form {
             Form::StreamPanel => {
                 let row = |r: usize| self.rows[range.start + r].clone();
-                PanelWeights::Stream(IndexStream::pack(
-                    rows,
-                    cols,
-                    chunk_rows(l1_bytes(), width),
-                    width,
-                    row,
-                ))
+                let nonzeros: usize = self.rows[range.clone()].iter().map(|r| r.0.len()).sum();
+                let density = nonzeros as f64 / (rows * cols).max(1) as f64;
+                let chunk = stream_rows(l1_bytes(), width, density);
+                PanelWeights::Stream(IndexStream::pack(rows, cols, chunk, width, row))
             }
             _ => PanelWeights::Dense(DensePanels::pack(
                 &self.dense(range),
