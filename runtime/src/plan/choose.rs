@@ -1,6 +1,8 @@
 //! Choosing a form for a weighted layer: which are legal, and which is estimated fastest.
 
 use crate::kernels::cpu::chunk::Chunk;
+use crate::kernels::cpu::l1_bytes;
+use crate::kernels::cpu::weights::{is_long, stream_rows};
 
 /// How a layer's weights are executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,22 +118,21 @@ pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Form> {
     forms
 }
 
-/// Orders forms by their estimated cost, cheapest first.
-pub fn rank(layer: &Layer, forms: &[Form], chunk: usize) -> Vec<Candidate> {
+/// Orders forms by their estimated cost, cheapest first. Panels of a stream have `width` columns.
+pub fn rank(layer: &Layer, forms: &[Form], width: usize) -> Vec<Candidate> {
     let mut ranked: Vec<Candidate> = forms
         .iter()
         .map(|&form| Candidate {
             form,
-            cost: cost(layer, form, chunk),
+            cost: cost(layer, form, width),
         })
         .collect();
     ranked.sort_by(|a, b| a.cost.total_cmp(&b.cost));
     ranked
 }
 
-fn cost(layer: &Layer, form: Form, chunk: usize) -> f64 {
+fn cost(layer: &Layer, form: Form, width: usize) -> f64 {
     let (rows, cols, nonzeros) = (layer.rows as f64, layer.cols as f64, layer.nonzeros as f64);
-    let chunks = layer.cols.div_ceil(chunk.max(1)).max(1) as f64;
     let vectors = layer.columns.div_ceil(16) as f64;
     let element = layer.stored.map_or(4, |s| s.element) as f64;
     let passes = Chunk::passes(layer.columns, layer.cols);
@@ -142,12 +143,21 @@ fn cost(layer: &Layer, form: Form, chunk: usize) -> f64 {
     };
     let tiles = layer.columns.div_ceil(64);
     match form {
-        // One FMA per element, at 92 % of the peak.
-        Form::DensePanel => vectors * rows * cols / 0.92 + traffic(4.0 * rows * cols, tiles),
-        // A load and an FMA per element, a broadcast shared by four vectors, and per row and chunk
-        // the sums to and from memory and the end of a loop.
+        // One FMA per element, at 80 % of the peak.
+        Form::DensePanel => vectors * rows * cols / 0.8 + traffic(4.0 * rows * cols, tiles),
+        // A load and an FMA per element, a weight's loads shared by the vectors of a tile, and per row
+        // and chunk the sums to and from memory and the end of a loop.
         Form::StreamPanel => {
-            vectors * (1.35 * nonzeros + 4.0 * rows * chunks) + traffic(6.0 * nonzeros, tiles)
+            let density = nonzeros / (rows * cols).max(1.0);
+            let chunks = layer.cols.div_ceil(stream_rows(l1_bytes(), width, density)) as f64;
+            let far = if is_long(l1_bytes(), width, density) {
+                1.25
+            } else {
+                1.0
+            };
+            let element = far + 2.8 * 16.0 / width as f64;
+            let tiles = layer.columns.div_ceil(width.max(1));
+            vectors * (element * nonzeros + 9.5 * rows * chunks) + traffic(6.0 * nonzeros, tiles)
         }
         // Bound by bytes, from somewhere between the second-level cache and memory.
         Form::DenseRows => rows * cols / 16.0 * (1.0 + 0.5 * layer.columns as f64 + 0.96 * element),
@@ -212,7 +222,7 @@ mod tests {
     }
 
     fn best(layer: &Layer, dense_only: bool) -> Form {
-        rank(layer, &candidates(layer, dense_only), 144)[0].form
+        rank(layer, &candidates(layer, dense_only), 128)[0].form
     }
 
     #[test]

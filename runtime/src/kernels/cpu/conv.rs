@@ -1,13 +1,13 @@
 //! Convolutions and many-column linear layers as weight rows times packed activation panels.
 //!
-//! The columns are output pixels (or rows of a linear layer's input), 64 to a tile. Per chunk of
+//! The columns are output pixels (or rows of a linear layer's input), up to 128 to a tile. Per chunk of
 //! the inner dimension a tile's activations are packed into a panel that fits the first-level
 //! cache, padding and stride resolved; then every weight row passes over it.
 
 use super::Io;
 use super::panel::{Tile, dense_rows, stream_rows};
 use super::simd::{LANES, Simd, first};
-use super::weights::{PANEL, PanelWeights};
+use super::weights::PanelWeights;
 use std::sync::Arc;
 
 /// A 2-D convolution's sizes; channels are per group.
@@ -44,7 +44,7 @@ enum Source {
     /// Output pixels; same-size stride-1 convolutions read each plane as one shifted run.
     Flat(FlatMasks),
     /// Output pixels, row by row.
-    Rows(ConvGeometry),
+    Rows(Strided),
     /// Rows of a `[columns, inner]` matrix.
     Matrix,
 }
@@ -81,7 +81,7 @@ impl Conv {
             source: if flat {
                 Source::Flat(FlatMasks::new(&g))
             } else {
-                Source::Rows(g)
+                Source::Rows(Strided::new(g))
             },
             weights,
             batch: g.batch,
@@ -107,7 +107,7 @@ impl Conv {
     pub fn scratch_len(&self) -> usize {
         let most =
             |f: fn(&PanelWeights) -> usize| self.weights.groups.iter().map(f).max().unwrap_or(0);
-        (most(PanelWeights::chunk) + 2 * most(PanelWeights::rows)) * PANEL
+        (most(PanelWeights::chunk) + 2 * most(PanelWeights::rows)) * most(PanelWeights::width)
     }
 
     /// Runs this member's share.
@@ -117,10 +117,19 @@ impl Conv {
     #[inline(always)]
     pub(super) unsafe fn run<S: Simd>(&self, io: &Io<'_>) {
         let vectors = self.columns.div_ceil(LANES);
-        let tiles = vectors.div_ceil(PANEL / LANES);
         let groups = self.weights.groups.len();
+        let Some(weights) = self.weights.groups.first() else {
+            return;
+        };
+        let size = io.member.size;
+        let mut tiles = vectors.div_ceil(weights.width() / LANES);
+        // Whole tiles are shared where they are even, rows of all tiles otherwise.
+        if tiles >= 2 * size {
+            tiles = tiles.next_multiple_of(size).min(vectors);
+        }
         let units = self.batch * groups * tiles;
-        let by_units = units >= 4 * io.member.size || io.member.size == 1;
+        let waste = |n: usize| (n.div_ceil(size) * size) as f64 / n.max(1) as f64;
+        let by_units = waste(units) <= 1.05 || waste(units) <= waste(weights.blocks());
         let share = if by_units {
             io.member.share(units)
         } else {
@@ -156,6 +165,7 @@ impl Conv {
         to: usize,
     ) {
         let (rows, cols, chunk) = (weights.rows(), weights.cols(), weights.chunk());
+        let width = weights.width();
         let groups = self.weights.groups.len();
         let vectors = to - from;
         let column = from * LANES;
@@ -164,13 +174,14 @@ impl Conv {
         // SAFETY: the offsets stay within buffers that the plan sized for this geometry.
         unsafe {
             let panel = io.scratch;
-            let partial = panel.add(chunk * PANEL);
-            let transposed = partial.add(rows * PANEL);
+            let partial = panel.add(chunk * width);
+            let transposed = partial.add(rows * width);
             let x = io.inputs[0].add((image * groups + group) * self.input_len);
             let at = (image * groups + group) * rows * self.columns + column;
             let residual = io.inputs.get(1).copied().unwrap_or(std::ptr::null());
             let bias = &self.weights.bias;
             let mut tile = Tile {
+                width,
                 panel,
                 partial,
                 bias: if bias.is_empty() {
@@ -184,7 +195,7 @@ impl Conv {
                 } else {
                     residual.add(at)
                 },
-                stride: if matrix { PANEL } else { self.columns },
+                stride: if matrix { width } else { self.columns },
                 last_mask: first(count - (vectors - 1) * LANES),
                 // What is added to a matrix is added as it is transposed.
                 clamp: match matrix && !residual.is_null() {
@@ -198,10 +209,10 @@ impl Conv {
             for c in 0..chunks {
                 let inner = c * chunk..((c + 1) * chunk).min(cols);
                 match &self.source {
-                    Source::Flat(masks) => masks.pack::<S>(x, inner, from, vectors, panel),
-                    Source::Rows(g) => pack_rows::<S>(g, x, inner, column, count, panel),
+                    Source::Flat(masks) => masks.pack::<S>(x, inner, from, vectors, panel, width),
+                    Source::Rows(g) => g.pack::<S>(x, inner, column, count, panel, width),
                     Source::Matrix => {
-                        pack_matrix::<S>(x.add(column * cols), cols, inner, count, panel)
+                        pack_matrix::<S>(x.add(column * cols), cols, inner, count, panel, width)
                     }
                 }
                 tile.first = c == 0;
@@ -213,7 +224,11 @@ impl Conv {
                             1 => stream_rows::<S, 1>(w, block, c, &tile),
                             2 => stream_rows::<S, 2>(w, block, c, &tile),
                             3 => stream_rows::<S, 3>(w, block, c, &tile),
-                            _ => stream_rows::<S, 4>(w, block, c, &tile),
+                            4 => stream_rows::<S, 4>(w, block, c, &tile),
+                            5 => stream_rows::<S, 5>(w, block, c, &tile),
+                            6 => stream_rows::<S, 6>(w, block, c, &tile),
+                            7 => stream_rows::<S, 7>(w, block, c, &tile),
+                            _ => stream_rows::<S, 8>(w, block, c, &tile),
                         },
                     }
                 }
@@ -229,7 +244,7 @@ impl Conv {
                     for r in rows_done.clone().step_by(LANES) {
                         let left = LANES.min(rows_done.end - r);
                         let lines: [S::V; LANES] = std::array::from_fn(|i| match i < left {
-                            true => S::load(transposed.add((r + i) * PANEL + n)),
+                            true => S::load(transposed.add((r + i) * width + n)),
                             false => S::splat(0.0),
                         });
                         let lines = S::transpose(lines);
@@ -286,6 +301,7 @@ impl FlatMasks {
         from: usize,
         vectors: usize,
         panel: *mut f32,
+        width: usize,
     ) {
         let (mut channel, mut position) =
             (inner.start / self.positions, inner.start % self.positions);
@@ -295,7 +311,7 @@ impl FlatMasks {
             // SAFETY: masked lanes lie inside the channel's plane; others are not read.
             unsafe {
                 let source = x.wrapping_add(channel * self.plane).wrapping_offset(shift);
-                let out = panel.add(row * PANEL);
+                let out = panel.add(row * width);
                 for (v, &mask) in masks.iter().enumerate() {
                     let p = source.wrapping_add(v * LANES);
                     let value = if mask == u16::MAX {
@@ -314,57 +330,78 @@ impl FlatMasks {
     }
 }
 
-/// Packs `count` output pixels from `column` on, for the inner rows `inner`.
-#[inline(always)]
-unsafe fn pack_rows<S: Simd>(
-    g: &ConvGeometry,
-    x: *const f32,
-    inner: std::ops::Range<usize>,
-    column: usize,
-    count: usize,
-    panel: *mut f32,
-) {
-    let [h, w] = g.input;
-    let positions = g.kernel[0] * g.kernel[1];
-    for (row, k) in inner.enumerate() {
-        let (channel, position) = (k / positions, k % positions);
-        let dy = (position / g.kernel[1] * g.dilations[0]) as isize - g.pads[0] as isize;
-        let dx = (position % g.kernel[1] * g.dilations[1]) as isize - g.pads[1] as isize;
-        // SAFETY: only pixels inside the channel's plane are read, only `count` columns written.
-        unsafe {
-            let plane = x.add(channel * h * w);
-            let out = panel.add(row * PANEL);
-            for v in 0..count.div_ceil(LANES) {
-                S::store(out.add(v * LANES), S::splat(0.0));
-            }
-            let (mut oy, mut ox) = (column / g.output[1], column % g.output[1]);
-            let mut done = 0;
-            while done < count {
-                let len = (g.output[1] - ox).min(count - done);
-                let y = (oy * g.strides[0]) as isize + dy;
-                if y >= 0 && y < h as isize {
-                    // Output columns whose input lies inside the row.
-                    let s = g.strides[1] as isize;
-                    let low = (-dx + s - 1)
-                        .div_euclid(s)
-                        .clamp(ox as isize, (ox + len) as isize)
-                        as usize;
-                    let high = (w as isize - dx + s - 1)
-                        .div_euclid(s)
-                        .clamp(low as isize, (ox + len) as isize)
-                        as usize;
-                    if high > low {
-                        let source = plane.add(y as usize * w).offset(low as isize * s + dx);
-                        copy_strided::<S>(
-                            source,
-                            g.strides[1],
-                            high - low,
-                            out.add(done + low - ox),
-                        );
-                    }
+/// A convolution packed by output rows.
+#[derive(Debug)]
+struct Strided {
+    geometry: ConvGeometry,
+    /// By kernel column: output columns whose input lies inside the row.
+    inside: Vec<std::ops::Range<usize>>,
+}
+
+impl Strided {
+    fn new(geometry: ConvGeometry) -> Strided {
+        let g = &geometry;
+        let inside = (0..g.kernel[1]).map(|kx| {
+            let at = |o: usize| (o * g.strides[1] + kx * g.dilations[1]).wrapping_sub(g.pads[1]);
+            let first = (0..g.output[1]).find(|&o| at(o) < g.input[1]);
+            let count = (0..g.output[1]).filter(|&o| at(o) < g.input[1]).count();
+            first.map_or(0..0, |first| first..first + count)
+        });
+        Strided {
+            inside: inside.collect(),
+            geometry,
+        }
+    }
+
+    /// Packs `count` output pixels from `column` on, for the inner rows `inner`.
+    #[inline(always)]
+    unsafe fn pack<S: Simd>(
+        &self,
+        x: *const f32,
+        inner: std::ops::Range<usize>,
+        column: usize,
+        count: usize,
+        panel: *mut f32,
+        width: usize,
+    ) {
+        let g = &self.geometry;
+        let ([h, w], [_, ow]) = (g.input, g.output);
+        let positions = g.kernel[0] * g.kernel[1];
+        let (mut channel, position) = (inner.start / positions, inner.start % positions);
+        let (mut ky, mut kx) = (position / g.kernel[1], position % g.kernel[1]);
+        let start = (column / ow, column % ow);
+        for row in 0..inner.len() {
+            let dy = (ky * g.dilations[0]).wrapping_sub(g.pads[0]);
+            let dx = (kx * g.dilations[1]).wrapping_sub(g.pads[1]);
+            let inside = &self.inside[kx];
+            // SAFETY: only pixels inside the channel's plane are read, only `count` columns written.
+            unsafe {
+                let plane = x.add(channel * h * w);
+                let out = panel.add(row * width);
+                for v in 0..count.div_ceil(LANES) {
+                    S::store(out.add(v * LANES), S::splat(0.0));
                 }
-                done += len;
-                (oy, ox) = (oy + 1, 0);
+                let (mut oy, mut ox) = start;
+                let mut done = 0;
+                while done < count {
+                    let len = (ow - ox).min(count - done);
+                    let y = (oy * g.strides[0]).wrapping_add(dy);
+                    let (from, to) = (inside.start.max(ox), inside.end.min(ox + len));
+                    if y < h && from < to {
+                        let source = plane.add(y * w + (from * g.strides[1]).wrapping_add(dx));
+                        let out = out.add(done + from - ox);
+                        copy_strided::<S>(source, g.strides[1], to - from, out);
+                    }
+                    done += len;
+                    (oy, ox) = (oy + 1, 0);
+                }
+            }
+            kx += 1;
+            if kx == g.kernel[1] {
+                (ky, kx) = (ky + 1, 0);
+                if ky == g.kernel[0] {
+                    (channel, ky) = (channel + 1, 0);
+                }
             }
         }
     }
@@ -375,14 +412,28 @@ unsafe fn copy_strided<S: Simd>(source: *const f32, stride: usize, len: usize, o
     // SAFETY: the caller gives `(len - 1) * stride + 1` readable and `len` writable elements.
     unsafe {
         let mut i = 0;
-        while i < len {
-            let n = (len - i).min(LANES);
-            match stride {
-                1 => S::store_mask(out.add(i), S::load_mask(source.add(i), first(n)), first(n)),
-                2 => S::store_mask(out.add(i), S::load_even(source.add(2 * i), n), first(n)),
-                _ => (i..i + n).for_each(|j| *out.add(j) = *source.add(j * stride)),
+        match stride {
+            1 => {
+                while i + LANES <= len {
+                    S::store(out.add(i), S::load(source.add(i)));
+                    i += LANES;
+                }
+                let mask = first(len - i);
+                if i < len {
+                    S::store_mask(out.add(i), S::load_mask(source.add(i), mask), mask);
+                }
             }
-            i += n;
+            2 => {
+                while i + LANES <= len {
+                    S::store(out.add(i), S::load_even(source.add(2 * i), LANES));
+                    i += LANES;
+                }
+                let n = len - i;
+                if n > 0 {
+                    S::store_mask(out.add(i), S::load_even(source.add(2 * i), n), first(n));
+                }
+            }
+            _ => (0..len).for_each(|j| *out.add(j) = *source.add(j * stride)),
         }
     }
 }
@@ -395,6 +446,7 @@ unsafe fn pack_matrix<S: Simd>(
     inner: std::ops::Range<usize>,
     count: usize,
     panel: *mut f32,
+    width: usize,
 ) {
     for n in (0..count).step_by(LANES) {
         for k in inner.clone().step_by(LANES) {
@@ -406,9 +458,9 @@ unsafe fn pack_matrix<S: Simd>(
                     true => S::load_mask(x.add((n + i) * cols + k), first(left)),
                     false => S::splat(0.0),
                 });
-                let out = panel.add((k - inner.start) * PANEL + n);
+                let out = panel.add((k - inner.start) * width + n);
                 for (i, line) in S::transpose(rows).into_iter().enumerate().take(left) {
-                    S::store(out.add(i * PANEL), line);
+                    S::store(out.add(i * width), line);
                 }
             }
         }

@@ -153,8 +153,17 @@ impl Generic {
                         }
                     }
                 }
+                Generic::Mean { kept, reduced }
+                    if follow(reduced, 1) && follow(kept, len(reduced)) =>
+                {
+                    let count = len(reduced);
+                    for i in io.member.share(len(kept)) {
+                        let x = std::slice::from_raw_parts(io.inputs[0].add(i * count), count);
+                        *io.out.add(i) = (sum(x) / count as f64) as f32;
+                    }
+                }
                 Generic::Mean { kept, reduced } if alone => {
-                    let count: usize = reduced.iter().map(|r| r.0).product();
+                    let count = len(reduced);
                     let mut out = io.out;
                     walk(kept, 0, &mut |base| {
                         let mut sum = 0.0f64;
@@ -195,6 +204,33 @@ impl Generic {
             }
         }
     }
+}
+
+/// Elements of axes given by size and stride.
+fn len(axes: &[(usize, usize)]) -> usize {
+    axes.iter().map(|a| a.0).product()
+}
+
+/// Whether the elements of the axes lie `stride` apart, in order.
+fn follow(axes: &[(usize, usize)], mut stride: usize) -> bool {
+    axes.iter().rev().all(|&(size, step)| {
+        let next = size <= 1 || step == stride;
+        stride *= size;
+        next
+    })
+}
+
+/// The sum, eight lanes at a time.
+#[inline(always)]
+fn sum(x: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    let (whole, rest) = x.as_chunks::<8>();
+    for x in whole {
+        for (lane, &x) in lanes.iter_mut().zip(x) {
+            *lane += f64::from(x);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x)).sum::<f64>()
 }
 
 #[inline(always)]

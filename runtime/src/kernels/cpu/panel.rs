@@ -1,16 +1,18 @@
-//! The panel kernels: rows of a weight matrix times a panel of activations `[chunk, 64]`.
+//! The panel kernels: rows of a weight matrix times a panel of activations `[chunk, width]`.
 //!
-//! Dense and sparse weights share everything but this inner loop. A sparse row keeps up to 64
-//! columns in registers and walks its non-zeros; a dense row group keeps `MR x NV` vectors.
+//! Dense and sparse weights share everything but this inner loop. A sparse row keeps a tile's columns
+//! in registers and walks its non-zeros; a dense row group keeps `MR x NV` vectors.
 
 use super::simd::{LANES, Simd};
-use super::weights::{DensePanels, IndexStream, PANEL};
+use super::weights::{DensePanels, IndexStream};
 
 /// Where the sums of a tile come from and go to.
 pub(super) struct Tile<'a> {
-    /// Packed activations: `chunk` rows of [`PANEL`].
+    /// Elements of a row of the panel.
+    pub width: usize,
+    /// Packed activations: `chunk` rows of `width`.
     pub panel: *const f32,
-    /// Partial sums between chunks: `rows` of [`PANEL`].
+    /// Partial sums between chunks: `rows` of `width`.
     pub partial: *mut f32,
     /// One value per row, or empty.
     pub bias: &'a [f32],
@@ -43,7 +45,7 @@ impl Tile<'_> {
                 };
                 [S::splat(bias); Q]
             } else {
-                let p = self.partial.add(row * PANEL + column);
+                let p = self.partial.add(row * self.width + column);
                 std::array::from_fn(|q| S::load(p.add(q * LANES)))
             }
         }
@@ -61,7 +63,7 @@ impl Tile<'_> {
         // SAFETY: `partial` holds every row; `out` and `residual` hold the tile's columns.
         unsafe {
             if !self.last {
-                let p = self.partial.add(row * PANEL + column);
+                let p = self.partial.add(row * self.width + column);
                 for (q, sum) in sums.into_iter().enumerate() {
                     S::store(p.add(q * LANES), sum);
                 }
@@ -103,6 +105,24 @@ pub(super) unsafe fn stream_rows<S: Simd, const Q: usize>(
     chunk: usize,
     tile: &Tile<'_>,
 ) {
+    // Several sets of sums hide the latency that one or two vectors cannot.
+    // SAFETY: the caller's promise.
+    unsafe {
+        match Q {
+            1 => stream::<S, Q, 4>(weights, block, chunk, tile),
+            2 => stream::<S, Q, 2>(weights, block, chunk, tile),
+            _ => stream::<S, Q, 1>(weights, block, chunk, tile),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn stream<S: Simd, const Q: usize, const SETS: usize>(
+    weights: &IndexStream,
+    block: usize,
+    chunk: usize,
+    tile: &Tile<'_>,
+) {
     let (rows, first) = weights.part(block, chunk);
     // SAFETY: a part's counts sum to its non-zeros, and offsets lie within the panel.
     unsafe {
@@ -113,29 +133,28 @@ pub(super) unsafe fn stream_rows<S: Simd, const Q: usize>(
                 break;
             }
             let row = row as usize;
-            let mut sums = tile.start::<S, Q>(row, 0);
-            if Q <= 2 {
-                // Two sets of sums hide the latency that one or two vectors cannot.
-                let mut odd = [S::splat(0.0); Q];
-                for _ in 0..count / 2 {
-                    step::<S, Q>(tile.panel, *offset, *value, &mut sums);
-                    step::<S, Q>(tile.panel, *offset.add(1), *value.add(1), &mut odd);
-                    (offset, value) = (offset.add(2), value.add(2));
+            let mut sums = [[S::splat(0.0); Q]; SETS];
+            sums[0] = tile.start::<S, Q>(row, 0);
+            for _ in 0..count / 4 {
+                // One load for four offsets: loads are what the loop is bound by.
+                let four = u64::from_le(offset.cast::<u64>().read_unaligned());
+                for j in 0..4 {
+                    let offset = (four >> (16 * j)) as u16;
+                    step::<S, Q>(tile.panel, offset, *value.add(j), &mut sums[j % SETS]);
                 }
-                if count % 2 == 1 {
-                    step::<S, Q>(tile.panel, *offset, *value, &mut sums);
-                    (offset, value) = (offset.add(1), value.add(1));
-                }
-                for q in 0..Q {
-                    sums[q] = S::add(sums[q], odd[q]);
-                }
-            } else {
-                for _ in 0..count {
-                    step::<S, Q>(tile.panel, *offset, *value, &mut sums);
-                    (offset, value) = (offset.add(1), value.add(1));
+                (offset, value) = (offset.add(4), value.add(4));
+            }
+            for _ in 0..count % 4 {
+                step::<S, Q>(tile.panel, *offset, *value, &mut sums[0]);
+                (offset, value) = (offset.add(1), value.add(1));
+            }
+            let mut total = sums[0];
+            for set in &sums[1..] {
+                for (sum, set) in total.iter_mut().zip(set) {
+                    *sum = S::add(*sum, *set);
                 }
             }
-            tile.finish::<S, Q>(row, 0, Q, sums);
+            tile.finish::<S, Q>(row, 0, Q, total);
         }
     }
 }
@@ -176,10 +195,7 @@ pub(super) unsafe fn dense_rows<S: Simd>(
     debug_assert_eq!(weights.group, S::MR);
     // SAFETY: the group lies within the packed values.
     unsafe {
-        let w = weights
-            .values
-            .as_ptr()
-            .add((group * weights.cols + from) * weights.group);
+        let w = weights.values.as_ptr().add(weights.start(group, chunk));
         let row = group * weights.group;
         let mut v = 0;
         while v < vectors {
@@ -244,7 +260,8 @@ unsafe fn dense_block<S: Simd, const R: usize, const Q: usize, const STRIDE: usi
                     sums[q] = S::fma(w, x[q], sums[q]);
                 }
             }
-            p = p.add(PANEL);
+            S::prefetch(w.wrapping_add(48 * STRIDE).cast());
+            p = p.add(tile.width);
             w = w.add(STRIDE);
         }
         for (r, sums) in sums.into_iter().enumerate() {

@@ -73,6 +73,19 @@ pub unsafe trait Simd: Copy {
     unsafe fn load_mask(p: *const f32, mask: u16) -> Self::V;
     /// Lane `i < n` is `p[2 * i]`; others are 0. Nothing behind `p[2 * n - 2]` is read.
     unsafe fn load_even(p: *const f32, n: usize) -> Self::V;
+    /// The even and the odd ones of 32 lanes.
+    #[inline(always)]
+    unsafe fn split(low: Self::V, high: Self::V) -> (Self::V, Self::V) {
+        let mut lanes = [0.0f32; 2 * LANES];
+        // SAFETY: 32 lanes for 32 elements; the caller's promise.
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), low);
+            Self::store(lanes.as_mut_ptr().add(LANES), high);
+            let every =
+                |from: usize| -> [f32; LANES] { std::array::from_fn(|i| lanes[2 * i + from]) };
+            (Self::load(every(0).as_ptr()), Self::load(every(1).as_ptr()))
+        }
+    }
     /// Writes sixteen elements.
     unsafe fn store(p: *mut f32, v: Self::V);
     /// Writes the lanes in `mask`.

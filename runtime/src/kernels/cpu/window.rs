@@ -1,7 +1,8 @@
 //! Depthwise convolution and pooling: a window over one plane at a time.
 //!
 //! A plane is copied into scratch with its padding, so that the walk itself needs no bounds; the
-//! three operators differ in what they fold and in what the padding holds.
+//! three operators differ in what they fold and in what the padding holds. Where masked loads are
+//! cheap, depthwise convolutions of the usual sizes read the plane itself.
 
 use super::Io;
 use super::simd::{LANES, Simd, first};
@@ -86,6 +87,18 @@ impl Window {
         } else {
             0.0
         };
+        if S::MANY
+            && let Fold::Depthwise(weights) = &self.fold
+        {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match (self.kernel, self.strides, self.dilations) {
+                    ([3, 3], [1, 1], [1, 1]) => return self.planes::<S, 3, 1>(weights, io),
+                    ([3, 3], [2, 2], [1, 1]) => return self.planes::<S, 3, 2>(weights, io),
+                    _ => {}
+                }
+            }
+        }
         let [height, width] = self.padded();
         // SAFETY: the plan sized input, output and scratch for this geometry.
         unsafe {
@@ -122,6 +135,89 @@ impl Window {
                         self.depthwise::<S, 5, 2>(w, channel, io.scratch, width, out)
                     }
                     _ => self.any::<S>(channel, io.scratch, width, out),
+                }
+            }
+        }
+    }
+
+    /// A member's share of the planes of a depthwise convolution, read in place.
+    #[inline(always)]
+    unsafe fn planes<S: Simd, const K: usize, const STRIDE: usize>(
+        &self,
+        weights: &DepthwiseWeights,
+        io: &Io<'_>,
+    ) {
+        let ([h, w], [oh, ow]) = (self.input, self.output);
+        for plane in io.member.share(self.batch * self.channels) {
+            // SAFETY: the plan sized input and output for this geometry.
+            unsafe {
+                let x = io.inputs[0].add(plane / self.multiplier * h * w);
+                let out = io.out.add(plane * oh * ow);
+                self.in_place::<S, K, STRIDE>(weights, plane % self.channels, x, out);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn in_place<S: Simd, const K: usize, const STRIDE: usize>(
+        &self,
+        weights: &DepthwiseWeights,
+        channel: usize,
+        x: *const f32,
+        out: *mut f32,
+    ) {
+        let ([h, w], [oh, ow]) = (self.input, self.output);
+        let taps = &weights.values[channel * K * K..][..K * K];
+        // SAFETY: masked lanes and rows lie inside the plane; others are not read.
+        unsafe {
+            let (low, high) = (S::splat(self.clamp.0), S::splat(self.clamp.1));
+            let bias = S::splat(weights.bias.get(channel).copied().unwrap_or(0.0));
+            let taps: [[S::V; K]; K] =
+                std::array::from_fn(|y| std::array::from_fn(|x| S::splat(taps[y * K + x])));
+            for ox in (0..ow).step_by(LANES) {
+                // The input column of the first lane and tap, and which of 32 from a tap on exist.
+                let column = (ox * STRIDE) as isize - self.pads[1] as isize;
+                let masks: [u32; K] = std::array::from_fn(|dx| {
+                    let from = column + dx as isize;
+                    let ones = |n: isize| ((1u64 << n.clamp(0, 32)) - 1) as u32;
+                    ones(w as isize - from) & !ones(-from)
+                });
+                for oy in (0..oh).step_by(ROWS) {
+                    let mut sums = [bias; ROWS];
+                    for dy in 0..(ROWS - 1) * STRIDE + K {
+                        let y = (oy * STRIDE + dy).wrapping_sub(self.pads[0]);
+                        if y >= h {
+                            continue;
+                        }
+                        let row = x.wrapping_add(y * w).wrapping_offset(column);
+                        let mut lines = [bias; K];
+                        for dx in (0..K).step_by(STRIDE) {
+                            let p = row.wrapping_add(dx);
+                            let line = S::load_mask(p, masks[dx] as u16);
+                            if STRIDE == 1 {
+                                lines[dx] = line;
+                            } else {
+                                let next = p.wrapping_add(LANES);
+                                let next = S::load_mask(next, (masks[dx] >> LANES) as u16);
+                                let (even, odd) = S::split(line, next);
+                                lines[dx] = even;
+                                if dx + 1 < K {
+                                    lines[dx + 1] = odd;
+                                }
+                            }
+                        }
+                        for (r, sum) in sums.iter_mut().enumerate() {
+                            if dy >= r * STRIDE && dy - r * STRIDE < K {
+                                for (tap, line) in taps[dy - r * STRIDE].iter().zip(lines) {
+                                    *sum = S::fma(*tap, line, *sum);
+                                }
+                            }
+                        }
+                    }
+                    for (r, sum) in sums.into_iter().enumerate().take(oh - oy) {
+                        let sum = S::min(high, S::max(low, sum));
+                        S::store_mask(out.add((oy + r) * ow + ox), sum, first(ow - ox));
+                    }
                 }
             }
         }

@@ -7,7 +7,9 @@ use crate::kernels::cpu::chunk::Chunk;
 use crate::kernels::cpu::conv::{Conv, ConvGeometry, PanelSet};
 use crate::kernels::cpu::linear::Linear;
 use crate::kernels::cpu::rows::Rows;
-use crate::kernels::cpu::weights::{DensePanels, IndexStream, PanelWeights, chunk_rows};
+use crate::kernels::cpu::weights::{
+    DensePanels, IndexStream, PANEL, PanelWeights, chunk_rows, stream_rows, stream_width,
+};
 use crate::kernels::cpu::{Kernel, l1_bytes};
 use crate::model::{Encoding, Op, Weight, padding_for};
 use crate::plan::{Residency, StepInfo};
@@ -90,20 +92,23 @@ impl SparseRows {
         range: std::ops::Range<usize>,
         form: Form,
         mr: usize,
-        chunk: usize,
+        width: usize,
     ) -> PanelWeights {
         let (rows, cols) = (range.len(), self.cols);
         match form {
             Form::StreamPanel => {
                 let row = |r: usize| self.rows[range.start + r].clone();
-                PanelWeights::Stream(IndexStream::pack(rows, cols, chunk, row))
+                let nonzeros: usize = self.rows[range.clone()].iter().map(|r| r.0.len()).sum();
+                let density = nonzeros as f64 / (rows * cols).max(1) as f64;
+                let chunk = stream_rows(l1_bytes(), width, density);
+                PanelWeights::Stream(IndexStream::pack(rows, cols, chunk, width, row))
             }
             _ => PanelWeights::Dense(DensePanels::pack(
                 &self.dense(range),
                 rows,
                 cols,
                 mr,
-                2 * chunk,
+                2 * chunk_rows(l1_bytes(), PANEL),
             )),
         }
     }
@@ -121,12 +126,12 @@ fn weight_of<'m>(context: &Context<'m>, i: usize) -> Result<&'m Weight> {
 }
 
 /// Identifies a packed form among those derived from a model.
-fn key(context: &Context<'_>, form: Form, columns: usize) -> String {
+fn key(context: &Context<'_>, form: Form, width: usize) -> String {
     let unit = context.unit;
-    // Row groups of dense panels differ by instruction set; nothing else does.
+    // Row groups of dense panels differ by instruction set, and streams by the width of the panels.
     let mr = context.options.isa.dense_rows();
     format!(
-        "{}|{}|{form:?}|{mr}|{columns}",
+        "{}|{}|{form:?}|{mr}|{width}",
         unit.node.name,
         unit.fused.join(",")
     )
@@ -165,7 +170,7 @@ pub(super) fn conv(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
     let cols = ci * kh * kw;
     let columns = output[0] * output[1];
     let nonzeros = weight.count_nonzero();
-    let chunk = chunk_rows(l1_bytes());
+    let width = stream_width(columns, context.options.isa.has_many_registers());
     let layer = Layer {
         rows: o / groups,
         cols,
@@ -177,7 +182,7 @@ pub(super) fn conv(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
     let ranked = choose::rank(
         &layer,
         &choose::candidates(&layer, context.options.dense),
-        chunk,
+        width,
     );
     let form = ranked[0].form;
 
@@ -189,7 +194,7 @@ pub(super) fn conv(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
     let packed = context
         .model
         .derived()
-        .get_or_make(&key(context, form, 0), || {
+        .get_or_make(&key(context, form, width), || {
             let scale = |r: usize| scale_shift.map_or(1.0, |s| s.0[r]);
             let rows = SparseRows::new(weight, false, scale);
             let per_group = o / groups;
@@ -197,7 +202,7 @@ pub(super) fn conv(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
             PanelSet {
                 groups: rows.map_or(Vec::new(), |rows| {
                     (0..groups)
-                        .map(|g| rows.pack(g * per_group..(g + 1) * per_group, form, mr, chunk))
+                        .map(|g| rows.pack(g * per_group..(g + 1) * per_group, form, mr, width))
                         .collect()
                 }),
                 bias: match scale_shift {
@@ -215,7 +220,7 @@ pub(super) fn conv(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
         op: unit.node.op.name(),
         fused: unit.fused.clone(),
         shape: format!("{o}x{ci}x{kh}x{kw} @ {}x{}", output[0], output[1]),
-        kernel: panel_name("conv", form, context),
+        kernel: panel_name("conv", form, width, context),
         reason: choose::reason(&layer, &ranked, context.options.dense),
         residency: Residency::Packed,
         density: nonzeros as f64 / (o * cols).max(1) as f64,
@@ -244,10 +249,10 @@ fn packed_bytes(set: &PanelSet) -> usize {
     set.groups.iter().map(PanelWeights::byte_len).sum::<usize>() + set.bias.len() * 4
 }
 
-fn panel_name(op: &str, form: Form, context: &Context<'_>) -> String {
+fn panel_name(op: &str, form: Form, width: usize, context: &Context<'_>) -> String {
     let tile = match form {
         Form::DensePanel => format!("{}x64", context.options.isa.dense_rows()),
-        _ => "1x64".into(),
+        _ => format!("1x{width}"),
     };
     format!("f32_{op}_{}_{tile}_{}", form.name(), context.isa())
 }
@@ -269,7 +274,7 @@ pub(super) fn linear(
     };
     let columns = x.iter().product::<usize>() / inner.max(1);
     let nonzeros = weight.count_nonzero();
-    let chunk = chunk_rows(l1_bytes());
+    let width = stream_width(columns, context.options.isa.has_many_registers());
     let layer = Layer {
         rows: outer,
         cols: inner,
@@ -281,7 +286,7 @@ pub(super) fn linear(
     let ranked = choose::rank(
         &layer,
         &choose::candidates(&layer, context.options.dense),
-        chunk,
+        width,
     );
     let form = ranked[0].form;
     let bias: Vec<f32> = match linear.bias {
@@ -294,13 +299,13 @@ pub(super) fn linear(
             let packed = context
                 .model
                 .derived()
-                .get_or_make(&key(context, form, 0), || {
+                .get_or_make(&key(context, form, width), || {
                     let rows = SparseRows::new(weight, !linear.trans_b, |_| linear.alpha);
                     let mr = context.options.isa.dense_rows();
                     PanelSet {
                         groups: rows
                             .iter()
-                            .map(|r| r.pack(0..outer, form, mr, chunk))
+                            .map(|r| r.pack(0..outer, form, mr, width))
                             .collect(),
                         bias,
                     }
@@ -315,7 +320,7 @@ pub(super) fn linear(
                 Residency::Packed,
                 bytes,
                 macs,
-                panel_name("linear", form, context),
+                panel_name("linear", form, width, context),
             )
         }
         Form::DenseRows | Form::BitmaskRows => {

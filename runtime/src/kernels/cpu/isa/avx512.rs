@@ -39,6 +39,17 @@ unsafe impl<const VBMI2: bool> Simd for Avx512<VBMI2> {
         }
     }
     #[inline(always)]
+    unsafe fn split(low: __m512, high: __m512) -> (__m512, __m512) {
+        unsafe {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+            (
+                _mm512_permutex2var_ps(low, even, high),
+                _mm512_permutex2var_ps(low, odd, high),
+            )
+        }
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
         unsafe { _mm512_storeu_ps(p, v) }
     }
