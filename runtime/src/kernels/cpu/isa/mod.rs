@@ -154,13 +154,13 @@ impl Isa {
     /// Whether some thirty vectors fit the registers, rather than seven.
     pub(crate) fn has_many_registers(self) -> bool {
         match self {
-            Isa::Scalar => scalar::Scalar::MANY,
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::Neon => neon::Neon::MANY,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::Avx2::MANY,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Vbmi2 => avx512::Avx512::<false>::MANY,
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => false,
+            _ => scalar::Scalar::MANY,
         }
     }
 
