@@ -2,41 +2,15 @@
 //! the reference against finite differences.
 #![cfg(feature = "candle")]
 
+mod common;
+
 use candle_core::{Device, Tensor as Candle, Var};
+use common::Dice;
 use lacuna::candle::Reference;
 use lacuna::model::{Dim, Graph, Input, Node, Op, Symbols, Weights};
 use lacuna::{DType, Isa, Model, Session, SessionOptions, Tensor, TensorView, Weight};
 use proptest::prelude::*;
 use std::collections::HashMap;
-
-/// A source of choices that a test case replays from its seed.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 24
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
-    }
-
-    fn coin(&mut self) -> bool {
-        self.below(2) == 0
-    }
-
-    /// In -1..1.
-    fn value(&mut self) -> f32 {
-        self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0
-    }
-}
 
 struct Builder {
     dice: Dice,

@@ -1,42 +1,16 @@
 //! Random small CNNs: the planned executor against the candle reference.
 #![cfg(feature = "candle")]
 
+mod common;
+
 use candle_core::Tensor as Candle;
+use common::Dice;
 use lacuna::candle::Reference;
 use lacuna::model::{
     Dim, Graph, Input, Node, Op, PadMode, Padding, Symbols, Weights, Window, infer_shapes,
 };
 use lacuna::{Isa, Model, Session, SessionOptions, Tensor, Weight};
 use proptest::prelude::*;
-
-/// A source of choices that a test case replays from its seed.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 24
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
-    }
-
-    fn pair(&mut self, of: &[usize]) -> [usize; 2] {
-        [self.pick(of), self.pick(of)]
-    }
-
-    /// In -1..1.
-    fn value(&mut self) -> f32 {
-        self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0
-    }
-}
 
 /// A graph that grows at its end.
 struct Builder {

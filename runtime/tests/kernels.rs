@@ -1,39 +1,12 @@
 //! Every instruction set and every form against a plain f64 oracle, over sparsities, odd sizes,
 //! empty rows, strides, padding and tails.
 
+mod common;
+
+use common::Random;
 use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Weights, Window};
 use lacuna::{Isa, Model, Session, SessionOptions, TensorView, Weight};
 use proptest::prelude::*;
-
-/// A small deterministic generator: the same tests on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (self.0 >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    }
-
-    fn tensor(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.next()).collect()
-    }
-
-    /// Rows of `cols` values with about `density` of them kept; every fifth row is empty.
-    fn sparse(&mut self, rows: usize, cols: usize, density: f32) -> Vec<f32> {
-        let mut values = self.tensor(rows * cols);
-        for (i, v) in values.iter_mut().enumerate() {
-            let keep = self.next() < 2.0 * density - 1.0;
-            let empty = density < 1.0 && i / cols % 5 == 4;
-            if !keep || empty {
-                *v = 0.0;
-            }
-        }
-        values
-    }
-}
 
 #[derive(Clone, Debug)]
 struct ConvCase {

@@ -1,26 +1,12 @@
 //! Linear layers from the model's own bytes: every instruction set, dtype and encoding against an
 //! f64 oracle, over columns, odd sizes, empty rows, bias, residual and limits.
 
+mod common;
+
+use common::Random;
 use lacuna::model::{Bytes, Dim, Encoding, Graph, Input, Node, Op, Weights};
 use lacuna::{DType, Isa, Model, Residency, Session, SessionOptions, TensorView, Weight};
 use proptest::prelude::*;
-
-/// A small deterministic generator: the same tests on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (self.0 >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    }
-
-    fn tensor(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.next()).collect()
-    }
-}
 
 #[derive(Clone, Debug)]
 struct Case {

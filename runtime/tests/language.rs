@@ -1,25 +1,11 @@
 //! The operators of language models on every instruction set against plain f64 oracles.
 
+mod common;
+
+use common::Random;
 use half::{bf16, f16};
 use lacuna::model::{Dim, Graph, Input, Node, Op, Weights};
 use lacuna::{DType, Isa, Model, Session, SessionOptions, TensorView, Weight};
-
-/// A small deterministic generator: the same tests on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (self.0 >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    }
-
-    fn tensor(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.next()).collect()
-    }
-}
 
 /// What a graph input is given.
 enum Given {
