@@ -1,9 +1,10 @@
 //! The report of a language model.
 
-use super::text::{line, table_of};
-use super::{bytes, count, percent, time};
+use super::json::Flat;
+use super::text::{held, line, parameters, table_of};
+use super::{bytes, time};
 use crate::{DecoderReport, Layer, SCHEMA, Summary};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use std::fmt::Write;
 
 /// The report as aligned text: one line a figure, then what the layers take, those that differ only
@@ -15,14 +16,11 @@ pub fn decoder_text(report: &DecoderReport) -> String {
         &mut out,
         "model",
         format!(
-            "{}   {}   {}   {} parameters, {} not zero ({} sparse, {} of the prunable)",
+            "{}   {}   {}   {}",
             r.model,
             r.name,
             bytes(r.file_bytes),
-            count(r.facts.parameters),
-            count(r.facts.nonzeros),
-            percent(r.facts.sparsity()),
-            percent(r.facts.prunable_sparsity()),
+            parameters(&r.facts),
         ),
     );
     let plural = if r.threads == 1 { "" } else { "s" };
@@ -46,14 +44,12 @@ pub fn decoder_text(report: &DecoderReport) -> String {
             time(r.first_ms),
         ),
     );
-    let resident = r.resident.map_or("not told here".into(), |m| {
-        format!("peak {}   anonymous {}", bytes(m.peak), bytes(m.anonymous))
-    });
     line(
         &mut out,
         "memory",
         format!(
-            "{resident}   (weights {} mapped, {} packed; activations {}; keys and values {})",
+            "{}   (weights {} mapped, {} packed; activations {}; keys and values {})",
+            held(r.resident),
             bytes(r.mapped_bytes as u64),
             bytes(r.packed_bytes as u64),
             bytes(r.arena_bytes as u64),
@@ -153,26 +149,14 @@ fn starred(name: &str) -> String {
     parts.collect::<Vec<_>>().join(".")
 }
 
-/// One flat object on one line. What was not measured is absent.
+/// One flat object on one line.
 pub fn decoder_json(report: &DecoderReport) -> String {
-    let r = report;
-    let mut object = Map::new();
-    let mut put = |key: &str, value: Value| {
-        if !value.is_null() {
-            object.insert(key.into(), value);
-        }
-    };
-    put("schema", json!(SCHEMA));
-    put("version", json!(env!("CARGO_PKG_VERSION")));
-    put("model", json!(r.model));
-    put("name", json!(r.name));
-    put("threads", json!(r.threads));
-    put("isa", json!(r.isa));
-    put("dense", json!(r.dense));
-    put("prompt", json!(r.prompt));
-    put("generate", json!(r.generate));
-    let b = r.beside.as_ref();
-    for (key, value) in [
+    let (r, b) = (report, report.beside.as_ref());
+    let mut flat = Flat::new(&r.model, r.threads, &r.isa, r.dense);
+    flat.put("name", &r.name);
+    flat.put("prompt", r.prompt);
+    flat.put("generate", r.generate);
+    flat.figures([
         ("prefill_tps", Some(r.prefill_tps())),
         ("decode_tps", Some(r.decode_tps())),
         ("prefill_ms", Some(r.prefill.p50)),
@@ -189,24 +173,16 @@ pub fn decoder_json(report: &DecoderReport) -> String {
         ("dense_decode_ms", b.map(|b| b.decode.p50)),
         ("prefill_speedup", b.map(|b| b.prefill_speedup)),
         ("decode_speedup", b.map(|b| b.decode_speedup)),
-        ("sparsity", Some(r.facts.sparsity())),
-        ("prunable_sparsity", Some(r.facts.prunable_sparsity())),
-    ] {
-        put(key, json!(value));
-    }
-    put("n", json!(r.decode.n));
-    put("peak_rss_bytes", json!(r.resident.map(|m| m.peak)));
-    put("rss_anon_bytes", json!(r.resident.map(|m| m.anonymous)));
-    put("arena_bytes", json!(r.arena_bytes));
-    put("cache_bytes", json!(r.cache_bytes));
-    put("packed_bytes", json!(r.packed_bytes));
-    put("mapped_bytes", json!(r.mapped_bytes));
-    put("token_bytes", json!(r.token_bytes));
-    put("file_bytes", json!(r.file_bytes));
-    put("parameters", json!(r.facts.parameters));
-    put("nonzeros", json!(r.facts.nonzeros));
-    put("sparse_weights", json!(r.sparse_weights));
-    Value::Object(object).to_string()
+    ]);
+    flat.put("n", r.decode.n);
+    flat.sizes(r.resident, &r.facts, r.sparse_weights);
+    flat.put("arena_bytes", r.arena_bytes);
+    flat.put("cache_bytes", r.cache_bytes);
+    flat.put("packed_bytes", r.packed_bytes);
+    flat.put("mapped_bytes", r.mapped_bytes);
+    flat.put("token_bytes", r.token_bytes);
+    flat.put("file_bytes", r.file_bytes);
+    flat.line()
 }
 
 /// `{"schema": .., "limits": .., "decode": [..], "prefill": [..]}` on one line.

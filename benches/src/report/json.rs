@@ -1,26 +1,62 @@
 //! The report for a program.
 
-use crate::{Report, SCHEMA};
+use crate::{Facts, Report, Resident, SCHEMA};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-/// One flat object on one line: every figure of the whole model. What was not measured is absent.
-pub fn json(report: &Report) -> String {
-    let r = report;
-    let mut object = Map::new();
-    let mut put = |key: &str, value: Value| {
+/// One flat object. What was not measured is absent.
+pub(super) struct Flat(Map<String, Value>);
+
+impl Flat {
+    /// What every report begins with.
+    pub fn new(model: &str, threads: usize, isa: &str, dense: bool) -> Flat {
+        let mut flat = Flat(Map::new());
+        flat.put("schema", SCHEMA);
+        flat.put("version", env!("CARGO_PKG_VERSION"));
+        flat.put("model", model);
+        flat.put("threads", threads);
+        flat.put("isa", isa);
+        flat.put("dense", dense);
+        flat
+    }
+
+    pub fn put(&mut self, key: &str, value: impl Serialize) {
+        let value = json!(value);
         if !value.is_null() {
-            object.insert(key.into(), value);
+            self.0.insert(key.into(), value);
         }
-    };
-    put("schema", json!(SCHEMA));
-    put("version", json!(env!("CARGO_PKG_VERSION")));
-    put("model", json!(r.model));
-    put("batch", json!(r.batch));
-    put("threads", json!(r.threads));
-    put("isa", json!(r.isa));
-    put("dense", json!(r.dense));
-    let s = &r.steady;
-    for (key, value) in [
+    }
+
+    /// Times and rates.
+    pub fn figures<const N: usize>(&mut self, figures: [(&str, Option<f64>); N]) {
+        for (key, value) in figures {
+            self.put(key, value);
+        }
+    }
+
+    /// What the process holds and what the model is made of.
+    pub fn sizes(&mut self, resident: Option<Resident>, facts: &Facts, sparse_weights: usize) {
+        self.put("peak_rss_bytes", resident.map(|m| m.peak));
+        self.put("rss_anon_bytes", resident.map(|m| m.anonymous));
+        self.put("sparsity", facts.sparsity());
+        self.put("prunable_sparsity", facts.prunable_sparsity());
+        self.put("parameters", facts.parameters);
+        self.put("nonzeros", facts.nonzeros);
+        self.put("sparse_weights", sparse_weights);
+    }
+
+    /// The object on one line.
+    pub fn line(self) -> String {
+        Value::Object(self.0).to_string()
+    }
+}
+
+/// One flat object on one line: every figure of the whole model.
+pub fn json(report: &Report) -> String {
+    let (r, s) = (report, &report.steady);
+    let mut flat = Flat::new(&r.model, r.threads, &r.isa, r.dense);
+    flat.put("batch", r.batch);
+    flat.figures([
         ("median_ms", Some(s.p50)),
         ("min_ms", Some(s.min)),
         ("mean_ms", Some(s.mean)),
@@ -37,23 +73,15 @@ pub fn json(report: &Report) -> String {
         ("dense_median_ms", r.dense_steady.map(|d| d.p50)),
         ("dense_min_ms", r.dense_steady.map(|d| d.min)),
         ("speedup", r.speedup),
-        ("sparsity", Some(r.facts.sparsity())),
-        ("prunable_sparsity", Some(r.facts.prunable_sparsity())),
-    ] {
-        put(key, json!(value));
-    }
-    put("n", json!(s.n));
-    put("outliers", json!(s.outliers));
-    put("peak_rss_bytes", json!(r.resident.map(|m| m.peak)));
-    put("rss_anon_bytes", json!(r.resident.map(|m| m.anonymous)));
-    put("arena_bytes", json!(r.arena_bytes));
-    put("packed_bytes", json!(r.packed_bytes));
-    put("mapped_bytes", json!(r.mapped_bytes));
-    put("file_bytes", json!(r.file_bytes));
-    put("parameters", json!(r.facts.parameters));
-    put("nonzeros", json!(r.facts.nonzeros));
-    put("sparse_weights", json!(r.sparse_weights));
-    Value::Object(object).to_string()
+    ]);
+    flat.put("n", s.n);
+    flat.put("outliers", s.outliers);
+    flat.sizes(r.resident, &r.facts, r.sparse_weights);
+    flat.put("arena_bytes", r.arena_bytes);
+    flat.put("packed_bytes", r.packed_bytes);
+    flat.put("mapped_bytes", r.mapped_bytes);
+    flat.put("file_bytes", r.file_bytes);
+    flat.line()
 }
 
 /// `{"schema": .., "limits": .., "layers": [..]}` on one line: every layer with the limits that

@@ -1,7 +1,7 @@
 //! The report for a person at a terminal.
 
 use super::{bytes, count, dims, percent, time};
-use crate::{Layer, Report, Summary};
+use crate::{Facts, Layer, Report, Resident, Summary};
 use lacuna_targets::Limits;
 use std::fmt::Write;
 
@@ -24,13 +24,10 @@ pub fn text(report: &Report) -> String {
         &mut out,
         "model",
         format!(
-            "{}   {}   {} parameters, {} not zero ({} sparse, {} of the prunable)",
+            "{}   {}   {}",
             r.model,
             bytes(r.file_bytes),
-            count(r.facts.parameters),
-            count(r.facts.nonzeros),
-            percent(r.facts.sparsity()),
-            percent(r.facts.prunable_sparsity()),
+            parameters(&r.facts),
         ),
     );
     let (inputs, outputs) = (shapes(&r.inputs), shapes(&r.outputs));
@@ -56,14 +53,12 @@ pub fn text(report: &Report) -> String {
             time(r.first_ms),
         ),
     );
-    let resident = r.resident.map_or("not told here".into(), |m| {
-        format!("peak {}   anonymous {}", bytes(m.peak), bytes(m.anonymous))
-    });
     line(
         &mut out,
         "memory",
         format!(
-            "{resident}   (weights {} mapped, {} packed; activations {})",
+            "{}   (weights {} mapped, {} packed; activations {})",
+            held(r.resident),
             bytes(r.mapped_bytes as u64),
             bytes(r.packed_bytes as u64),
             bytes(r.arena_bytes as u64),
@@ -119,6 +114,24 @@ fn summary(s: &Summary) -> String {
         time(s.p95),
         s.n,
     )
+}
+
+/// How many parameters a model has, and how many are zero.
+pub(super) fn parameters(facts: &Facts) -> String {
+    format!(
+        "{} parameters, {} not zero ({} sparse, {} of the prunable)",
+        count(facts.parameters),
+        count(facts.nonzeros),
+        percent(facts.sparsity()),
+        percent(facts.prunable_sparsity()),
+    )
+}
+
+/// What the process holds.
+pub(super) fn held(resident: Option<Resident>) -> String {
+    resident.map_or("not told here".into(), |m| {
+        format!("peak {}   anonymous {}", bytes(m.peak), bytes(m.anonymous))
+    })
 }
 
 /// A figure and its name.
