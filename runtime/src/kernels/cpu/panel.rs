@@ -142,6 +142,11 @@ unsafe fn stream<S: Simd, const Q: usize, const SETS: usize>(
                     let offset = (four >> (16 * j)) as u16;
                     step::<S, Q>(tile.panel, offset, *value.add(j), &mut sums[j % SETS]);
                 }
+                // Narrow tiles use weights up faster than the caches foresee.
+                if Q <= 4 {
+                    S::prefetch(value.wrapping_add(512).cast());
+                    S::prefetch(offset.wrapping_add(512).cast());
+                }
                 (offset, value) = (offset.add(4), value.add(4));
             }
             for _ in 0..count % 4 {

@@ -134,6 +134,12 @@ impl Window {
                     (Fold::Depthwise(w), [5, 5], [2, 2], [1, 1]) => {
                         self.depthwise::<S, 5, 2>(w, channel, io.scratch, width, out)
                     }
+                    (Fold::Max, [3, 3], [2, 2], [1, 1]) => {
+                        self.largest::<S, 3>(io.scratch, width, out)
+                    }
+                    (Fold::Max, [2, 2], [2, 2], [1, 1]) => {
+                        self.largest::<S, 2>(io.scratch, width, out)
+                    }
                     _ => self.any::<S>(channel, io.scratch, width, out),
                 }
             }
@@ -278,6 +284,38 @@ impl Window {
                     for (r, sum) in sums.into_iter().enumerate().take(oh - oy) {
                         let sum = S::min(high, S::max(low, sum));
                         S::store_mask(out.add((oy + r) * ow + ox), sum, first(ow - ox));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The largest of each window of stride 2; a row's largest serve every window that it is in.
+    #[inline(always)]
+    unsafe fn largest<S: Simd, const K: usize>(&self, x: *const f32, width: usize, out: *mut f32) {
+        let [oh, ow] = self.output;
+        // SAFETY: `padded` covers every vector of every step.
+        unsafe {
+            let (low, high) = (S::splat(self.clamp.0), S::splat(self.clamp.1));
+            for oy in (0..oh).step_by(ROWS) {
+                for ox in (0..ow).step_by(LANES) {
+                    let mut folds = [S::splat(f32::NEG_INFINITY); ROWS];
+                    for dy in 0..(ROWS - 1) * 2 + K {
+                        let row = x.add((oy * 2 + dy) * width + ox * 2);
+                        let (even, odd) = S::split(S::load(row), S::load(row.add(LANES)));
+                        let mut line = S::max(even, odd);
+                        for dx in 2..K {
+                            line = S::max(line, S::load_even(row.add(dx), LANES));
+                        }
+                        for (r, fold) in folds.iter_mut().enumerate() {
+                            if dy >= r * 2 && dy - r * 2 < K {
+                                *fold = S::max(*fold, line);
+                            }
+                        }
+                    }
+                    for (r, fold) in folds.into_iter().enumerate().take(oh - oy) {
+                        let fold = S::min(high, S::max(low, fold));
+                        S::store_mask(out.add((oy + r) * ow + ox), fold, first(ow - ox));
                     }
                 }
             }

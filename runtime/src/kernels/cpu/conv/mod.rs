@@ -4,11 +4,16 @@
 //! the inner dimension a tile's activations are packed into a panel that fits the first-level
 //! cache, padding and stride resolved; then every weight row passes over it.
 
+mod flat;
+mod strided;
+
 use super::Io;
 use super::panel::{Tile, dense_rows, stream_rows};
 use super::simd::{LANES, Simd, first};
 use super::weights::PanelWeights;
+use flat::Flat;
 use std::sync::Arc;
+use strided::Strided;
 
 /// A 2-D convolution's sizes; channels are per group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,22 +46,12 @@ pub struct PanelSet {
 /// Where a panel's columns come from.
 #[derive(Debug)]
 enum Source {
-    /// Output pixels; same-size stride-1 convolutions read each plane as one shifted run.
-    Flat(FlatMasks),
+    /// Output pixels; each plane is one shifted run.
+    Flat(Flat),
     /// Output pixels, row by row.
     Rows(Strided),
     /// Rows of a `[columns, inner]` matrix.
     Matrix,
-}
-
-/// Which lanes of a shifted plane lie inside the input, by kernel position and vector.
-#[derive(Debug)]
-struct FlatMasks {
-    shifts: Vec<isize>,
-    masks: Vec<u16>,
-    vectors: usize,
-    positions: usize,
-    plane: usize,
 }
 
 /// One planned panel product.
@@ -76,10 +71,9 @@ impl Conv {
     /// A convolution of `[batch, groups * channels, h, w]`.
     pub fn new(geometry: ConvGeometry, weights: Arc<PanelSet>, clamp: (f32, f32)) -> Conv {
         let g = geometry;
-        let flat = g.strides == [1, 1] && g.output == g.input;
         Conv {
-            source: if flat {
-                Source::Flat(FlatMasks::new(&g))
+            source: if Flat::fits(&g) {
+                Source::Flat(Flat::new(&g))
             } else {
                 Source::Rows(Strided::new(g))
             },
@@ -107,7 +101,12 @@ impl Conv {
     pub fn scratch_len(&self) -> usize {
         let most =
             |f: fn(&PanelWeights) -> usize| self.weights.groups.iter().map(f).max().unwrap_or(0);
-        (most(PanelWeights::chunk) + 2 * most(PanelWeights::rows)) * most(PanelWeights::width)
+        let (chunk, width) = (most(PanelWeights::chunk), most(PanelWeights::width));
+        let split = match &self.source {
+            Source::Flat(flat) => flat.scratch_len(chunk, width),
+            _ => 0,
+        };
+        (chunk + 2 * most(PanelWeights::rows)) * width + split
     }
 
     /// Runs this member's share.
@@ -176,6 +175,7 @@ impl Conv {
             let panel = io.scratch;
             let partial = panel.add(chunk * width);
             let transposed = partial.add(rows * width);
+            let split = transposed.add(rows * width);
             let x = io.inputs[0].add((image * groups + group) * self.input_len);
             let at = (image * groups + group) * rows * self.columns + column;
             let residual = io.inputs.get(1).copied().unwrap_or(std::ptr::null());
@@ -209,7 +209,9 @@ impl Conv {
             for c in 0..chunks {
                 let inner = c * chunk..((c + 1) * chunk).min(cols);
                 match &self.source {
-                    Source::Flat(masks) => masks.pack::<S>(x, inner, from, vectors, panel, width),
+                    Source::Flat(flat) => {
+                        flat.pack::<S>(x, inner, from, vectors, panel, width, split)
+                    }
                     Source::Rows(g) => g.pack::<S>(x, inner, column, count, panel, width),
                     Source::Matrix => {
                         pack_matrix::<S>(x.add(column * cols), cols, inner, count, panel, width)
@@ -259,181 +261,6 @@ impl Conv {
                     }
                 }
             }
-        }
-    }
-}
-
-impl FlatMasks {
-    fn new(g: &ConvGeometry) -> FlatMasks {
-        let [h, w] = g.input;
-        let vectors = (h * w).div_ceil(LANES);
-        let positions = g.kernel[0] * g.kernel[1];
-        let mut shifts = Vec::with_capacity(positions);
-        let mut masks = vec![0u16; positions * vectors];
-        for position in 0..positions {
-            let dy = (position / g.kernel[1] * g.dilations[0]) as isize - g.pads[0] as isize;
-            let dx = (position % g.kernel[1] * g.dilations[1]) as isize - g.pads[1] as isize;
-            shifts.push(dy * w as isize + dx);
-            let inside = |i: usize, d: isize, n: usize| {
-                (i as isize + d) >= 0 && (i as isize + d) < n as isize
-            };
-            for y in (0..h).filter(|&y| inside(y, dy, h)) {
-                for x in (0..w).filter(|&x| inside(x, dx, w)) {
-                    let p = y * w + x;
-                    masks[position * vectors + p / LANES] |= 1 << (p % LANES);
-                }
-            }
-        }
-        FlatMasks {
-            shifts,
-            masks,
-            vectors,
-            positions,
-            plane: h * w,
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn pack<S: Simd>(
-        &self,
-        x: *const f32,
-        inner: std::ops::Range<usize>,
-        from: usize,
-        vectors: usize,
-        panel: *mut f32,
-        width: usize,
-    ) {
-        let (mut channel, mut position) =
-            (inner.start / self.positions, inner.start % self.positions);
-        for (row, _) in inner.enumerate() {
-            let shift = self.shifts[position] + (from * LANES) as isize;
-            let masks = &self.masks[position * self.vectors + from..][..vectors];
-            // SAFETY: masked lanes lie inside the channel's plane; others are not read.
-            unsafe {
-                let source = x.wrapping_add(channel * self.plane).wrapping_offset(shift);
-                let out = panel.add(row * width);
-                for (v, &mask) in masks.iter().enumerate() {
-                    let p = source.wrapping_add(v * LANES);
-                    let value = if mask == u16::MAX {
-                        S::load(p)
-                    } else {
-                        S::load_mask(p, mask)
-                    };
-                    S::store(out.add(v * LANES), value);
-                }
-            }
-            position += 1;
-            if position == self.positions {
-                (channel, position) = (channel + 1, 0);
-            }
-        }
-    }
-}
-
-/// A convolution packed by output rows.
-#[derive(Debug)]
-struct Strided {
-    geometry: ConvGeometry,
-    /// By kernel column: output columns whose input lies inside the row.
-    inside: Vec<std::ops::Range<usize>>,
-}
-
-impl Strided {
-    fn new(geometry: ConvGeometry) -> Strided {
-        let g = &geometry;
-        let inside = (0..g.kernel[1]).map(|kx| {
-            let at = |o: usize| (o * g.strides[1] + kx * g.dilations[1]).wrapping_sub(g.pads[1]);
-            let first = (0..g.output[1]).find(|&o| at(o) < g.input[1]);
-            let count = (0..g.output[1]).filter(|&o| at(o) < g.input[1]).count();
-            first.map_or(0..0, |first| first..first + count)
-        });
-        Strided {
-            inside: inside.collect(),
-            geometry,
-        }
-    }
-
-    /// Packs `count` output pixels from `column` on, for the inner rows `inner`.
-    #[inline(always)]
-    unsafe fn pack<S: Simd>(
-        &self,
-        x: *const f32,
-        inner: std::ops::Range<usize>,
-        column: usize,
-        count: usize,
-        panel: *mut f32,
-        width: usize,
-    ) {
-        let g = &self.geometry;
-        let ([h, w], [_, ow]) = (g.input, g.output);
-        let positions = g.kernel[0] * g.kernel[1];
-        let (mut channel, position) = (inner.start / positions, inner.start % positions);
-        let (mut ky, mut kx) = (position / g.kernel[1], position % g.kernel[1]);
-        let start = (column / ow, column % ow);
-        for row in 0..inner.len() {
-            let dy = (ky * g.dilations[0]).wrapping_sub(g.pads[0]);
-            let dx = (kx * g.dilations[1]).wrapping_sub(g.pads[1]);
-            let inside = &self.inside[kx];
-            // SAFETY: only pixels inside the channel's plane are read, only `count` columns written.
-            unsafe {
-                let plane = x.add(channel * h * w);
-                let out = panel.add(row * width);
-                for v in 0..count.div_ceil(LANES) {
-                    S::store(out.add(v * LANES), S::splat(0.0));
-                }
-                let (mut oy, mut ox) = start;
-                let mut done = 0;
-                while done < count {
-                    let len = (ow - ox).min(count - done);
-                    let y = (oy * g.strides[0]).wrapping_add(dy);
-                    let (from, to) = (inside.start.max(ox), inside.end.min(ox + len));
-                    if y < h && from < to {
-                        let source = plane.add(y * w + (from * g.strides[1]).wrapping_add(dx));
-                        let out = out.add(done + from - ox);
-                        copy_strided::<S>(source, g.strides[1], to - from, out);
-                    }
-                    done += len;
-                    (oy, ox) = (oy + 1, 0);
-                }
-            }
-            kx += 1;
-            if kx == g.kernel[1] {
-                (ky, kx) = (ky + 1, 0);
-                if ky == g.kernel[0] {
-                    (channel, ky) = (channel + 1, 0);
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn copy_strided<S: Simd>(source: *const f32, stride: usize, len: usize, out: *mut f32) {
-    // SAFETY: the caller gives `(len - 1) * stride + 1` readable and `len` writable elements.
-    unsafe {
-        let mut i = 0;
-        match stride {
-            1 => {
-                while i + LANES <= len {
-                    S::store(out.add(i), S::load(source.add(i)));
-                    i += LANES;
-                }
-                let mask = first(len - i);
-                if i < len {
-                    S::store_mask(out.add(i), S::load_mask(source.add(i), mask), mask);
-                }
-            }
-            2 => {
-                while i + LANES <= len {
-                    S::store(out.add(i), S::load_even(source.add(2 * i), LANES));
-                    i += LANES;
-                }
-                let n = len - i;
-                if n > 0 {
-                    S::store_mask(out.add(i), S::load_even(source.add(2 * i), n), first(n));
-                }
-            }
-            _ => (0..len).for_each(|j| *out.add(j) = *source.add(j * stride)),
         }
     }
 }
