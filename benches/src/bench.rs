@@ -7,6 +7,7 @@ use crate::model::{Facts, Opened, open};
 use crate::runner::{Runner, ms};
 use crate::{Error, Result, Summary, median};
 use lacuna::model::{Dim, Graph, Node, Op, Symbols};
+use lacuna::plan::{Forms, PackReport, Tuned};
 use lacuna::{DType, Model, Session, SessionOptions};
 use lacuna_targets::{Limits, Profile};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,10 @@ pub struct Config {
     pub layers: bool,
     /// Limits of this machine; `None` measures them quickly when layers are measured.
     pub profile: Option<Profile>,
+    /// Choices that were measured before.
+    pub tuned: Option<Tuned>,
+    /// A directory where packed weights are kept.
+    pub pack_cache: Option<PathBuf>,
     /// Of a language model: tokens of the prompt.
     pub prompt: usize,
     /// Of a language model: tokens generated after it.
@@ -79,14 +84,18 @@ pub struct Report {
     pub plan_ms: f64,
     /// Packing alone.
     pub pack_ms: f64,
+    /// What the pack cache brought, where one is named.
+    pub packs: Option<PackReport>,
     /// The first run.
     pub first_ms: f64,
     /// Steady runs.
     pub steady: Summary,
     /// Memory of the process with this one session, after steady runs.
     pub resident: Option<Resident>,
-    /// Bytes of activations in the session.
+    /// Bytes of activations and scratch in the session.
     pub arena_bytes: usize,
+    /// Bytes of activations alone, and the least that any layout takes.
+    pub activations: (usize, usize),
     /// Bytes of repacked weights.
     pub packed_bytes: usize,
     /// Bytes of weights executed from the file.
@@ -120,11 +129,16 @@ pub enum Measured {
 pub fn run(config: &Config, mut progress: impl FnMut(&str)) -> Result<Measured> {
     progress("load");
     let opened = open(&config.path, config.batch, !config.dense)?;
-    let keeps = |n: &Node| matches!(n.op, Op::Attention { cache: true, .. });
-    Ok(match opened.model.graph().nodes.iter().any(keeps) {
+    Ok(match is_decoder(&opened.model) {
         true => Measured::Decoder(Box::new(decoder::run(config, opened, &mut progress)?)),
         false => Measured::Whole(Box::new(whole(config, opened, &mut progress)?)),
     })
+}
+
+/// Whether a model generates text.
+pub(crate) fn is_decoder(model: &Model) -> bool {
+    let keeps = |n: &Node| matches!(n.op, Op::Attention { cache: true, .. });
+    model.graph().nodes.iter().any(keeps)
 }
 
 fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Result<Report> {
@@ -203,10 +217,12 @@ fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Res
         encode_ms,
         plan_ms,
         pack_ms: ms(runner.session.pack_time()),
+        packs: (config.pack_cache.is_some()).then(|| runner.session.packs().clone()),
         first_ms,
         steady: Summary::of(&runner.times).ok_or_else(nothing)?,
         resident,
         arena_bytes: memory.arena,
+        activations: (memory.activations, memory.activations_bound),
         packed_bytes: memory.packed,
         mapped_bytes: memory.mapped,
         dense_steady: dense.as_ref().and_then(|d| Summary::of(&d.times)),
@@ -218,11 +234,24 @@ fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Res
 
 /// A runner over a new session, and the milliseconds that planning took.
 fn session(model: &Model, config: &Config, dense: bool) -> Result<(Runner, f64)> {
+    session_with(model, config, dense, Forms::new())
+}
+
+/// The same with forms by the names of weights.
+pub(crate) fn session_with(
+    model: &Model,
+    config: &Config,
+    dense: bool,
+    forms: Forms,
+) -> Result<(Runner, f64)> {
     let options = SessionOptions {
         threads: config.threads,
         isa: config.isa.clone(),
         dense,
         symbols: symbols(model.graph(), config.batch)?,
+        forms,
+        tuned: config.tuned.clone(),
+        pack_cache: config.pack_cache.clone(),
         ..SessionOptions::default()
     };
     let start = std::time::Instant::now();

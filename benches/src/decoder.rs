@@ -6,6 +6,7 @@ use crate::memory::Resident;
 use crate::model::{Facts, Opened};
 use crate::runner::ms;
 use crate::{Config, Error, Result, Summary, input, median};
+use lacuna::plan::Forms;
 use lacuna::{Decoder, DecoderOptions, Model, PhaseKind};
 use lacuna_targets::Limits;
 use std::time::{Duration, Instant};
@@ -96,23 +97,26 @@ impl DecoderReport {
 }
 
 /// A decoder, what it is fed, and its times.
-struct Runner {
-    decoder: Decoder,
+pub(crate) struct Runner {
+    pub decoder: Decoder,
     prompt: Vec<u32>,
     next: Vec<u32>,
-    prefill: Vec<f64>,
-    decode: Vec<f64>,
-    steps: [Vec<Vec<f64>>; 2],
+    pub prefill: Vec<f64>,
+    pub decode: Vec<f64>,
+    /// Times of each step of the plan for one token, and for a chunk.
+    pub steps: [Vec<Vec<f64>>; 2],
 }
 
 impl Runner {
-    fn new(model: &Model, config: &Config) -> Result<Runner> {
+    pub fn new(model: &Model, config: &Config, forms: Forms) -> Result<Runner> {
         let decoder = Decoder::new(
             model,
             DecoderOptions {
                 threads: config.threads,
                 isa: config.isa.clone(),
                 dense: config.dense,
+                forms,
+                tuned: config.tuned.clone(),
                 capacity: config.prompt.max(config.generate).max(1),
                 chunk: config.prompt.clamp(1, 512),
                 ..DecoderOptions::default()
@@ -135,7 +139,7 @@ impl Runner {
 
     /// One prompt and one generation, each from an empty cache: their times in milliseconds, a token
     /// of the generation for the latter.
-    fn once(&mut self) -> Result<(f64, f64)> {
+    pub fn once(&mut self) -> Result<(f64, f64)> {
         self.decoder.reset();
         let start = Instant::now();
         self.decoder.prefill(&self.prompt)?;
@@ -148,7 +152,7 @@ impl Runner {
         Ok((prefill, ms(start.elapsed()) / self.next.len() as f64))
     }
 
-    fn burst(&mut self, time: Duration) -> Result<()> {
+    pub fn burst(&mut self, time: Duration) -> Result<()> {
         let begin = Instant::now();
         loop {
             let (prefill, decode) = self.once()?;
@@ -161,7 +165,7 @@ impl Runner {
     }
 
     /// A generation and a chunk with the time of each step.
-    fn by_step(&mut self) -> Result<()> {
+    pub fn by_step(&mut self) -> Result<()> {
         self.decoder.reset();
         let tokens: Vec<&[u32]> = self.next.chunks(1).collect();
         let chunk = &self.prompt[..self.prompt.len().min(self.decoder.chunk())];
@@ -228,7 +232,7 @@ pub(crate) fn run(
     };
     let sparse_weights = model.weights().values().filter(|w| w.is_sparse()).count();
     progress("plan");
-    let mut runner = Runner::new(&model, config)?;
+    let mut runner = Runner::new(&model, config, Forms::new())?;
     let plan_ms = ms(runner.decoder.plan_time());
     progress("first run");
     let first_ms = runner.once()?.0;
@@ -240,7 +244,7 @@ pub(crate) fn run(
     let mut dense = None;
     if config.layers && sparse_weights > 0 {
         progress("plan dense");
-        let mut other = Runner::new(&model.decoded(), config)?;
+        let mut other = Runner::new(&model.decoded(), config, Forms::new())?;
         other.once()?;
         dense = Some(other);
     }

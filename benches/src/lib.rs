@@ -5,6 +5,7 @@
 //! `lacuna-bench` only reads flags and prints.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod bench;
 mod decoder;
 mod error;
@@ -16,6 +17,7 @@ pub mod report;
 mod runner;
 mod stats;
 
+pub use audit::{Audit, AuditLayer, Compared, FormTime, TOLERANCE, Verdict, audit, tune};
 pub use bench::{Config, Measured, Report, run};
 pub use decoder::{Beside, DecoderReport};
 pub use error::{Error, Result};

@@ -4,9 +4,11 @@
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use indicatif::ProgressBar;
+use lacuna::plan::Tuned;
 use lacuna_bench::{Config, Measured, report};
 use lacuna_targets::Profile;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 /// Measures a model on this device: load, first run and steady latency, memory, and every layer
@@ -55,6 +57,20 @@ struct Args {
     /// Print JSON; the last line is one flat object, with --layers an object of layers before it
     #[arg(long)]
     json: bool,
+    /// Time every form of every layer where it stands in the network; fail where the plan's choice is more
+    /// than 5 % behind the best, or the whole behind dense
+    #[arg(long, conflicts_with_all = ["csv", "html", "layers", "no_layers", "dense"])]
+    audit: bool,
+    /// Audit, and remember the fastest forms for this machine in this file; entries of other layers and
+    /// machines stay
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["csv", "html", "layers", "no_layers", "dense", "tuned"])]
+    tune: Option<PathBuf>,
+    /// Use the forms that --tune remembered in this file
+    #[arg(long, value_name = "FILE")]
+    tuned: Option<PathBuf>,
+    /// Keep packed weights in this directory, and map them from there the next time
+    #[arg(long, value_name = "DIR")]
+    pack_cache: Option<PathBuf>,
     /// Write the layers as CSV
     #[arg(long, value_name = "FILE", conflicts_with = "no_layers")]
     csv: Option<PathBuf>,
@@ -77,13 +93,13 @@ fn milliseconds(text: &str) -> Result<f64, String> {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let args = Args::parse();
     if let Some(path) = &args.profile_out {
         write_profile(path, args.threads)?;
     }
     let Some(model) = args.model else {
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     };
     let profile = args.profile.or(args.profile_out);
     let wanted = args.layers || args.csv.is_some() || args.html.is_some();
@@ -97,6 +113,8 @@ fn main() -> Result<()> {
         min_time: Duration::from_secs_f64(args.min_time_ms / 1e3),
         layers: wanted || !(args.json || args.no_layers),
         profile: profile.map(Profile::load).transpose()?,
+        tuned: args.tuned.map(Tuned::open).transpose()?,
+        pack_cache: args.pack_cache,
         prompt: args.prompt,
         generate: args.generate,
     };
@@ -105,6 +123,11 @@ fn main() -> Result<()> {
         bar.set_message(stage.to_owned());
         bar.tick();
     };
+    if args.audit || args.tune.is_some() {
+        let code = audit(&config, args.json, args.tune.as_deref(), progress);
+        bar.finish_and_clear();
+        return code;
+    }
     let measured = lacuna_bench::run(&config, progress)?;
     bar.finish_and_clear();
     let measured = match measured {
@@ -120,7 +143,7 @@ fn main() -> Result<()> {
                 true => println!("{}", report::decoder_json(&measured)),
                 false => print!("{}", report::decoder_text(&measured)),
             }
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
     };
     for (path, text) in [
@@ -140,7 +163,41 @@ fn main() -> Result<()> {
     } else {
         print!("{}", report::text(&measured));
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints an audit; with `tune`, keeps what it measured.
+fn audit(
+    config: &Config,
+    json: bool,
+    tune: Option<&Path>,
+    progress: impl FnMut(&str),
+) -> Result<ExitCode> {
+    // What cannot be written to is known before minutes of measuring.
+    let mut tuned = match tune.filter(|p| p.exists()) {
+        Some(path) => Tuned::open(path)?,
+        None => Tuned::default(),
+    };
+    let audit = lacuna_bench::audit(config, progress)?;
+    match json {
+        true => println!("{}", report::audit_json(&audit)),
+        false => print!("{}", report::audit_text(&audit)),
+    }
+    if let Some(path) = tune {
+        let kinds = lacuna_bench::tune(&audit, &mut tuned)?;
+        tuned.save(path)?;
+        eprintln!(
+            "{kinds} kinds of layers measured on {}; {} in {}",
+            audit.machine,
+            tuned.len(),
+            path.display()
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(match audit.holds() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(2),
+    })
 }
 
 /// Measures with one thread, with every core, and with `threads` where that is neither.

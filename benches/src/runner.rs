@@ -102,6 +102,17 @@ impl Runner {
         self.bursts.clear();
     }
 
+    /// Drops the times of steps.
+    pub fn forget_steps(&mut self) {
+        self.step_times.iter_mut().for_each(Vec::clear);
+    }
+
+    /// The median of each step's times, in milliseconds.
+    pub fn step_medians(&self) -> Vec<f64> {
+        let times = self.step_times.iter();
+        times.map(|t| median(t).unwrap_or(f64::NAN)).collect()
+    }
+
     /// Whole runs for at least `time`.
     pub fn burst(&mut self, time: Duration) -> Result<()> {
         let begin = Instant::now();

@@ -5,6 +5,7 @@ mod common;
 
 use common::Random;
 use lacuna::model::{Bytes, Dim, Encoding, Graph, Input, Node, Op, Weights};
+use lacuna::plan::{Form, Forms, Variant};
 use lacuna::{DType, Isa, Model, Residency, Session, SessionOptions, TensorView, Weight};
 use proptest::prelude::*;
 
@@ -156,6 +157,7 @@ impl Case {
                     isa: Some(isa.name().into()),
                     dense,
                     threads,
+                    forms: self.forms(dense),
                     ..SessionOptions::default()
                 };
                 let mut session = Session::new(&model, options).unwrap();
@@ -172,6 +174,17 @@ impl Case {
                         );
                     }
                 }
+            }
+        }
+    }
+
+    /// Weights of 16 bits stay as they are; a small model would have them decoded.
+    fn forms(&self, dense: bool) -> Forms {
+        match self.encoded && !dense && self.dtype != DType::F32 {
+            false => Forms::new(),
+            true => {
+                let both = [Form::BitmaskRows, Form::BitmaskChunk].map(Variant::plain);
+                Forms::from([("w".into(), both.to_vec())])
             }
         }
     }

@@ -78,6 +78,10 @@ pub fn json(report: &Report) -> String {
     flat.put("outliers", s.outliers);
     flat.sizes(r.resident, &r.facts, r.sparse_weights);
     flat.put("arena_bytes", r.arena_bytes);
+    flat.put("activation_bytes", r.activations.0);
+    flat.put("activation_bound_bytes", r.activations.1);
+    flat.put("packs_found", r.packs.as_ref().map(|p| p.found));
+    flat.put("packs_kept", r.packs.as_ref().map(|p| p.kept));
     flat.put("packed_bytes", r.packed_bytes);
     flat.put("mapped_bytes", r.mapped_bytes);
     flat.put("file_bytes", r.file_bytes);

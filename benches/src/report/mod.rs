@@ -1,11 +1,13 @@
 //! A [`Report`](crate::Report) as text, JSON, CSV, or a page.
 
+mod audit;
 mod csv;
 mod decoder;
 mod html;
 mod json;
 mod text;
 
+pub use audit::{audit_json, audit_text};
 pub use csv::csv;
 pub use decoder::{decoder_json, decoder_layers_json, decoder_text};
 pub use html::html;
@@ -120,6 +122,7 @@ pub(crate) mod tests {
             encode_ms: 3.0,
             plan_ms: 8.0,
             pack_ms: 6.0,
+            packs: None,
             first_ms: 5.0,
             steady: Summary::of(&[4.0, 4.1, 3.9]).unwrap(),
             resident: Some(Resident {
@@ -127,6 +130,7 @@ pub(crate) mod tests {
                 anonymous: 40_000_000,
             }),
             arena_bytes: 5_000_000,
+            activations: (4_000_000, 4_000_000),
             packed_bytes: 700_000,
             mapped_bytes: 0,
             dense_steady: Summary::of(&[8.0, 8.2, 7.8]),

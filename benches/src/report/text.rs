@@ -57,13 +57,17 @@ pub fn text(report: &Report) -> String {
         &mut out,
         "memory",
         format!(
-            "{}   (weights {} mapped, {} packed; activations {})",
+            "{}   (weights {} mapped, {} packed; activations {}, of which scratch {})",
             held(r.resident),
             bytes(r.mapped_bytes as u64),
             bytes(r.packed_bytes as u64),
             bytes(r.arena_bytes as u64),
+            bytes(r.arena_bytes.saturating_sub(r.activations.0) as u64),
         ),
     );
+    if let Some(packs) = &r.packs {
+        line(&mut out, "packs", packs.to_string());
+    }
     line(&mut out, "latency", summary(&r.steady));
     if let Some(dense) = &r.dense_steady {
         line(&mut out, "dense", summary(dense));
@@ -228,7 +232,7 @@ pub(super) fn table_of(layers: &[Layer], limits: Option<Limits>) -> String {
 }
 
 /// A name, its beginning cut when it is long.
-fn tail(name: &str) -> String {
+pub(super) fn tail(name: &str) -> String {
     let length = name.chars().count();
     match length > LONGEST_NAME {
         false => name.to_owned(),

@@ -45,6 +45,14 @@ impl Bytes {
         matches!(self.storage, Storage::Mapped(_))
     }
 
+    /// Lets go of the pages of a mapped file that these bytes fill: they are read again when they are
+    /// used again.
+    pub(crate) fn release(&self) {
+        if let Storage::Mapped(map) = &self.storage {
+            super::file::release(map, self.range.clone());
+        }
+    }
+
     /// Little-endian bytes of f32 values.
     pub fn from_f32(values: &[f32]) -> Bytes {
         values

@@ -227,6 +227,17 @@ impl Weight {
         }
     }
 
+    /// Lets go of the pages of a mapped file that hold this weight.
+    pub(crate) fn release(&self) {
+        match &self.encoding {
+            Encoding::Dense(data) => data.release(),
+            Encoding::Bitmask(b) => {
+                b.values.release();
+                b.mask.release();
+            }
+        }
+    }
+
     /// Elements that are not zero.
     pub fn count_nonzero(&self) -> usize {
         let data = match &self.encoding {

@@ -12,6 +12,8 @@ pub(super) struct Placed {
     pub steps: Vec<Step>,
     pub outputs: Vec<Slot>,
     pub arena_len: usize,
+    /// The most elements that live at the same time.
+    pub bound: usize,
     pub infos: Vec<StepInfo>,
 }
 
@@ -53,6 +55,14 @@ pub(super) fn place(lowered: Lowered, outputs: &[String]) -> Result<Placed> {
             life.dies = usize::MAX;
         }
     }
+
+    let bound = (0..lowered.steps.len())
+        .map(|i| {
+            let live = lives.values().filter(|l| l.born <= i && i <= l.dies);
+            live.map(|l| l.len.next_multiple_of(ALIGN)).sum()
+        })
+        .max()
+        .unwrap_or(0);
 
     // Largest first, each at the lowest offset that no overlapping lifetime holds.
     let mut order: Vec<&Life> = lives.values().collect();
@@ -97,6 +107,7 @@ pub(super) fn place(lowered: Lowered, outputs: &[String]) -> Result<Placed> {
         steps,
         outputs: output_places.iter().map(slot).collect(),
         arena_len,
+        bound,
         infos: lowered.infos,
     })
 }

@@ -1,52 +1,9 @@
 //! Choosing a form for a weighted layer: which are legal, and which is estimated fastest.
 
+use super::form::{Candidate, Chosen, Form, Variant};
 use crate::kernels::cpu::chunk::Chunk;
-use crate::kernels::cpu::l1_bytes;
-use crate::kernels::cpu::weights::{is_long, stream_rows};
-
-/// How a layer's weights are executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Form {
-    /// Every element, in register tiles over an activation panel.
-    DensePanel,
-    /// The non-zeros, as index streams over an activation panel.
-    StreamPanel,
-    /// Every element, as dot products from the bytes of the model.
-    DenseRows,
-    /// Mask and non-zeros, as dot products from the bytes of the model.
-    BitmaskRows,
-    /// Every element, expanded from the bytes of the model a block at a time for all columns.
-    DenseChunk,
-    /// Mask and non-zeros, expanded to every element likewise.
-    BitmaskChunk,
-}
-
-impl Form {
-    /// The word for this form in kernel names.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Form::DensePanel | Form::DenseRows | Form::DenseChunk => "dense",
-            Form::StreamPanel => "stream",
-            Form::BitmaskRows | Form::BitmaskChunk => "bitmask",
-        }
-    }
-
-    /// What the form does, for people.
-    const fn words(self) -> &'static str {
-        match self {
-            Form::DensePanel => "dense, packed",
-            Form::DenseRows => "dense",
-            Form::DenseChunk => "dense, from the file",
-            Form::StreamPanel => "a stream of non-zeros",
-            Form::BitmaskRows => "the bitmask",
-            Form::BitmaskChunk => "the bitmask, expanded",
-        }
-    }
-
-    const fn is_dense(self) -> bool {
-        matches!(self, Form::DensePanel | Form::DenseRows | Form::DenseChunk)
-    }
-}
+use crate::kernels::cpu::weights::{chunk_rows, largest_chunk, stream_rows, stream_width};
+use crate::kernels::cpu::{Isa, l1_bytes};
 
 /// The sizes that decide.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +20,10 @@ pub struct Layer {
     pub linear: bool,
     /// How the model holds the weight, where kernels can execute it from there.
     pub stored: Option<Stored>,
+    /// Activation panels of index streams may be wide.
+    pub wide: bool,
+    /// Bytes of the first-level data cache.
+    pub l1_bytes: usize,
 }
 
 /// A weight in the model's own bytes.
@@ -72,18 +33,59 @@ pub struct Stored {
     pub element: usize,
     /// Only the non-zeros are stored.
     pub bitmask: bool,
-    /// No other form may be made: the weights are shared by plans that would each make their own, or
-    /// another form takes several times the bytes.
+    /// The weight is shared by plans that would each make their own form, or other forms take several
+    /// times the bytes: the same values, dense or as the model holds them, are all that is made.
     pub only: bool,
+    /// Of such a weight: execute a dense copy, made once, in the place of the bitmask.
+    pub expand: bool,
 }
 
-/// A legal form and its estimated cost, in vector operations per layer.
-#[derive(Clone, Copy, Debug)]
-pub struct Candidate {
-    /// The form.
-    pub form: Form,
-    /// The estimate; only ratios mean something.
-    pub cost: f64,
+impl Layer {
+    /// A layer of `rows` and `cols` on this machine with an instruction set.
+    pub fn new(rows: usize, cols: usize, nonzeros: usize, columns: usize, isa: Isa) -> Layer {
+        Layer {
+            rows,
+            cols,
+            nonzeros,
+            columns,
+            linear: false,
+            stored: None,
+            wide: isa.has_many_registers(),
+            l1_bytes: l1_bytes(),
+        }
+    }
+
+    fn density(&self) -> f64 {
+        self.nonzeros as f64 / (self.rows * self.cols).max(1) as f64
+    }
+
+    /// The stream that the cost model was fitted for: the widest panels, in the first-level cache
+    /// unless there are few non-zeros.
+    fn stream(&self) -> Variant {
+        let width = stream_width(self.columns, self.wide);
+        Variant::stream(width, stream_rows(self.l1_bytes, width, self.density()))
+    }
+
+    /// Streams over other panels: longer or shorter ones, and narrower ones.
+    fn streams(&self) -> Vec<Variant> {
+        let first = self.stream();
+        let narrow = (first.width / 2).next_multiple_of(16);
+        let mut list = vec![first];
+        for width in [first.width, narrow] {
+            let rows = chunk_rows(self.l1_bytes, width);
+            for chunk in [rows, 3 * rows] {
+                let variant = Variant::stream(width, chunk.min(largest_chunk(width)));
+                let same = |v: &Variant| {
+                    let parts = |v: &Variant| self.cols.div_ceil(v.chunk.max(1));
+                    v.width == variant.width && parts(v) == parts(&variant)
+                };
+                if !list.iter().any(same) {
+                    list.push(variant);
+                }
+            }
+        }
+        list
+    }
 }
 
 /// Input rows up to which dot products are used.
@@ -92,46 +94,75 @@ pub const MOST_DOT_COLUMNS: usize = 8;
 /// Bytes of weights that stay in a core's caches.
 const CACHED: f64 = 4e6;
 
-/// The legal forms of a layer, not ordered.
-pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Form> {
+/// The legal forms of a layer by their estimated cost, those that would be chosen first and cheapest
+/// first.
+pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Candidate> {
     let few = layer.linear && layer.columns <= MOST_DOT_COLUMNS;
-    let mapped = |stored: Stored| match (few, stored.bitmask && !dense_only) {
-        (true, false) => Form::DenseRows,
-        (true, true) => Form::BitmaskRows,
-        (false, false) => Form::DenseChunk,
-        (false, true) => Form::BitmaskChunk,
+    let (dense, bitmask) = match few {
+        true => (Form::DenseRows, Form::BitmaskRows),
+        false => (Form::DenseChunk, Form::BitmaskChunk),
     };
-    if let Some(stored) = layer.stored.filter(|s| s.only) {
-        return vec![mapped(stored)];
+    let only = layer.stored.filter(|s| s.only);
+    let mut forms: Vec<(Variant, bool)> = Vec::new();
+    match only {
+        Some(stored) => {
+            let chosen = stored.bitmask && !stored.expand && !dense_only;
+            forms.push((Variant::plain(dense), chosen));
+            if stored.bitmask {
+                forms.push((Variant::plain(bitmask), !chosen));
+            }
+        }
+        None if few => forms.extend([dense, bitmask].map(|f| (Variant::plain(f), false))),
+        None => {
+            forms.push((Variant::plain(Form::DensePanel), false));
+            if let Some(stored) = layer.stored {
+                forms.push((Variant::plain(dense), false));
+                if stored.bitmask {
+                    forms.push((Variant::plain(bitmask), false));
+                }
+            }
+        }
     }
-    let mut forms = if few {
-        vec![Form::DenseRows, Form::BitmaskRows]
-    } else {
-        vec![Form::DensePanel, Form::StreamPanel]
+    let copy = only.is_some();
+    forms.extend(layer.streams().into_iter().map(|v| (v, copy)));
+    let full = layer.nonzeros == layer.rows * layer.cols;
+    let kept = |form: Form| match form {
+        Form::StreamPanel => !full && !dense_only,
+        // A weight without zeros may be held as a bitmask all the same.
+        form if !form.is_dense() => !dense_only && (!full || only.is_some()),
+        _ => true,
     };
-    if !few && let Some(stored) = layer.stored {
-        forms.push(mapped(stored));
-    }
-    if dense_only || layer.nonzeros == layer.rows * layer.cols {
-        forms.retain(|f| f.is_dense());
-    }
-    forms
-}
-
-/// Orders forms by their estimated cost, cheapest first. Panels of a stream have `width` columns.
-pub fn rank(layer: &Layer, forms: &[Form], width: usize) -> Vec<Candidate> {
+    forms.retain(|(v, _)| kept(v.form));
     let mut ranked: Vec<Candidate> = forms
-        .iter()
-        .map(|&form| Candidate {
-            form,
-            cost: cost(layer, form, width),
+        .into_iter()
+        .map(|(variant, copy)| Candidate {
+            variant,
+            cost: cost(layer, variant),
+            copy,
         })
         .collect();
-    ranked.sort_by(|a, b| a.cost.total_cmp(&b.cost));
+    ranked.sort_by(|a, b| a.copy.cmp(&b.copy).then(a.cost.total_cmp(&b.cost)));
     ranked
 }
 
-fn cost(layer: &Layer, form: Form, width: usize) -> f64 {
+/// Whether a form can execute the layer, be it listed or not.
+pub fn is_legal(layer: &Layer, listed: &[Candidate], variant: Variant) -> bool {
+    let stream = |v: Variant| {
+        let widest = if layer.wide { 128 } else { 64 };
+        v.width >= 16
+            && v.width <= widest
+            && v.width.is_multiple_of(16)
+            && (1..=largest_chunk(v.width)).contains(&v.chunk)
+    };
+    match variant.form {
+        Form::StreamPanel => {
+            listed.iter().any(|c| c.variant.form == Form::StreamPanel) && stream(variant)
+        }
+        _ => listed.iter().any(|c| c.variant == variant),
+    }
+}
+
+fn cost(layer: &Layer, variant: Variant) -> f64 {
     let (rows, cols, nonzeros) = (layer.rows as f64, layer.cols as f64, layer.nonzeros as f64);
     let vectors = layer.columns.div_ceil(16) as f64;
     let element = layer.stored.map_or(4, |s| s.element) as f64;
@@ -142,21 +173,18 @@ fn cost(layer: &Layer, form: Form, width: usize) -> f64 {
         false => 0.0,
     };
     let tiles = layer.columns.div_ceil(64);
-    match form {
+    match variant.form {
         // One FMA per element, at 80 % of the peak.
         Form::DensePanel => vectors * rows * cols / 0.8 + traffic(4.0 * rows * cols, tiles),
         // A load and an FMA per element, a weight's loads shared by the vectors of a tile, and per row
         // and chunk the sums to and from memory and the end of a loop.
         Form::StreamPanel => {
-            let density = nonzeros / (rows * cols).max(1.0);
-            let chunks = layer.cols.div_ceil(stream_rows(l1_bytes(), width, density)) as f64;
-            let far = if is_long(l1_bytes(), width, density) {
-                1.25
-            } else {
-                1.0
-            };
+            let width = variant.width.max(1);
+            let chunks = layer.cols.div_ceil(variant.chunk.max(1)) as f64;
+            let panel = layer.cols.min(variant.chunk) * width * 4;
+            let far = if panel > layer.l1_bytes { 1.25 } else { 1.0 };
             let element = far + 2.8 * 16.0 / width as f64;
-            let tiles = layer.columns.div_ceil(width.max(1));
+            let tiles = layer.columns.div_ceil(width);
             vectors * (element * nonzeros + 9.5 * rows * chunks) + traffic(6.0 * nonzeros, tiles)
         }
         // Bound by bytes, from somewhere between the second-level cache and memory.
@@ -178,29 +206,40 @@ fn cost(layer: &Layer, form: Form, width: usize) -> f64 {
     }
 }
 
+/// The form that was taken, and by whom.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// The form.
+    pub variant: Variant,
+    /// Who took it.
+    pub by: Chosen,
+    /// Why.
+    pub reason: String,
+}
+
 /// Why the first of `ranked` was taken.
 pub fn reason(layer: &Layer, ranked: &[Candidate], dense_only: bool) -> String {
-    let density = layer.nonzeros as f64 / ((layer.rows * layer.cols).max(1)) as f64;
+    let density = layer.density();
     let Some(best) = ranked.first() else {
         return String::new();
     };
-    match ranked.get(1) {
-        None if layer.stored.is_some_and(|s| s.only) => {
-            let bitmask = layer.stored.is_some_and(|s| s.bitmask);
-            match (bitmask, dense_only) {
-                (true, true) => "dense was asked for: decoded once".into(),
-                (true, false) => format!("density {density:.2}: as the model holds it"),
-                (false, _) => "dense, as the model holds it".into(),
-            }
+    let form = best.variant.form;
+    let next = ranked.iter().find(|c| !c.copy && c.variant.form != form);
+    match (layer.stored.filter(|s| s.only), next) {
+        (Some(s), _) if s.bitmask && dense_only => "dense was asked for: decoded once".into(),
+        (Some(s), _) if s.bitmask && form.is_dense() => {
+            format!("density {density:.2}: decoded once, the model fits the caches")
         }
-        None if dense_only => "dense was asked for".into(),
-        None => "no zeros".into(),
-        Some(next) => {
+        (Some(s), _) if s.bitmask => format!("density {density:.2}: as the model holds it"),
+        (Some(_), _) => "dense, as the model holds it".into(),
+        (None, _) if dense_only => "dense was asked for".into(),
+        (None, None) => "no zeros".into(),
+        (None, Some(next)) => {
             let ratio = next.cost / best.cost;
             format!(
                 "density {density:.2}: {}, {ratio:.1}x faster than {} (estimate)",
-                best.form.words(),
-                next.form.words()
+                form.words(),
+                next.variant.form.words()
             )
         }
     }
@@ -218,41 +257,91 @@ mod tests {
             columns,
             linear: true,
             stored,
+            wide: true,
+            l1_bytes: 48 << 10,
         }
     }
 
     fn best(layer: &Layer, dense_only: bool) -> Form {
-        rank(layer, &candidates(layer, dense_only), 128)[0].form
+        candidates(layer, dense_only)[0].variant.form
     }
 
-    #[test]
-    fn a_weight_that_must_not_be_made_twice_has_one_form() {
-        for (bitmask, few, many) in [
-            (false, Form::DenseRows, Form::DenseChunk),
-            (true, Form::BitmaskRows, Form::BitmaskChunk),
-        ] {
-            let stored = Stored {
-                element: 2,
-                bitmask,
-                only: true,
-            };
-            assert_eq!(candidates(&layer(8, 0.5, Some(stored)), false), [few]);
-            assert_eq!(candidates(&layer(9, 0.5, Some(stored)), false), [many]);
-            let dense = candidates(&layer(9, 0.5, Some(stored)), true);
-            assert_eq!(dense, [Form::DenseChunk]);
+    fn stored(element: usize, bitmask: bool, only: bool) -> Stored {
+        Stored {
+            element,
+            bitmask,
+            only,
+            expand: false,
         }
     }
 
     #[test]
-    fn half_of_the_weights_is_enough_for_rows_and_large_weights_are_read_once() {
-        let stored = Some(Stored {
-            element: 4,
-            bitmask: true,
-            only: false,
+    fn a_weight_that_must_not_be_made_twice_is_executed_as_it_is() {
+        for (bitmask, few, many) in [
+            (false, Form::DenseRows, Form::DenseChunk),
+            (true, Form::BitmaskRows, Form::BitmaskChunk),
+        ] {
+            let kept = Some(stored(2, bitmask, true));
+            for (columns, form) in [(8, few), (9, many)] {
+                let list = candidates(&layer(columns, 0.5, kept), false);
+                assert_eq!(list[0].variant.form, form);
+                assert_eq!(list.iter().filter(|c| !c.copy).count(), 1, "{list:?}");
+            }
+            let dense = candidates(&layer(9, 0.5, kept), true);
+            assert_eq!(dense.len(), 1);
+            assert_eq!(dense[0].variant.form, Form::DenseChunk);
+        }
+        let expanded = Some(Stored {
+            expand: true,
+            ..stored(2, true, true)
         });
-        assert_eq!(best(&layer(1, 0.5, stored), false), Form::BitmaskRows);
-        assert_eq!(best(&layer(1, 0.9, stored), false), Form::DenseRows);
-        assert_eq!(best(&layer(256, 1.0, stored), true), Form::DenseChunk);
-        assert_eq!(best(&layer(256, 0.1, stored), false), Form::StreamPanel);
+        assert_eq!(best(&layer(1, 0.5, expanded), false), Form::DenseRows);
+        assert_eq!(best(&layer(9, 0.5, expanded), false), Form::DenseChunk);
+    }
+
+    #[test]
+    fn half_of_the_weights_is_enough_for_rows_and_large_weights_are_read_once() {
+        let kept = Some(stored(4, true, false));
+        assert_eq!(best(&layer(1, 0.5, kept), false), Form::BitmaskRows);
+        assert_eq!(best(&layer(1, 0.9, kept), false), Form::DenseRows);
+        assert_eq!(best(&layer(256, 1.0, kept), true), Form::DenseChunk);
+        assert_eq!(best(&layer(256, 0.1, kept), false), Form::StreamPanel);
+    }
+
+    #[test]
+    fn every_layer_with_zeros_has_a_dense_form_and_two_sparse_ones() {
+        for columns in [1, 8, 9, 49, 196, 3136] {
+            for kept in [
+                None,
+                Some(stored(4, true, false)),
+                Some(stored(2, true, true)),
+            ] {
+                let list = candidates(&layer(columns, 0.3, kept), false);
+                let dense = list.iter().filter(|c| c.variant.form.is_dense()).count();
+                assert!(dense >= 1 && list.len() - dense >= 2, "{list:?}");
+                assert!(list.iter().all(|c| is_legal(
+                    &layer(columns, 0.3, kept),
+                    &list,
+                    c.variant
+                )));
+            }
+        }
+        let conv = Layer {
+            linear: false,
+            ..layer(196, 0.3, None)
+        };
+        let list = candidates(&conv, false);
+        for (width, chunk, legal) in [
+            (64, 100, true),
+            (60, 100, false),
+            (128, 5000, false),
+            (16, 0, false),
+        ] {
+            assert_eq!(
+                is_legal(&conv, &list, Variant::stream(width, chunk)),
+                legal,
+                "{width}"
+            );
+        }
     }
 }

@@ -2,17 +2,24 @@
 
 mod arena;
 mod choose;
+mod form;
 mod gate;
 mod lower;
+mod pack_cache;
 mod rewrite;
+mod tuned;
 
-pub use choose::{Candidate, Form};
+pub use form::{Candidate, Chosen, Form, Forms, Variant};
+pub use pack_cache::PackReport;
+pub use tuned::{Tuned, density_bucket, machine};
 
 use crate::kernels::cpu::{Isa, Kernel};
 use crate::model::{Dim, Graph, Op, Shapes, Symbols, axis_index, infer_shapes};
 use crate::{DType, Error, Model, Result};
+use pack_cache::PackCache;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +34,30 @@ pub struct PlanOptions {
     pub symbols: Symbols,
     /// Keep keys and values for this many positions; `None` for runs that stand alone.
     pub capacity: Option<usize>,
+    /// Threads that will run it, and that pack its weights.
+    pub threads: usize,
+    /// Forms to use, by weight; they go before everything else.
+    pub forms: Forms,
+    /// Measured choices; they go before estimates.
+    pub tuned: Option<Tuned>,
+    /// A directory where packed weights are kept for the next time.
+    pub pack_cache: Option<PathBuf>,
+}
+
+impl PlanOptions {
+    /// Options for an instruction set: one thread, every choice left to the plan.
+    pub fn new(isa: Isa) -> PlanOptions {
+        PlanOptions {
+            isa,
+            dense: false,
+            symbols: Symbols::new(),
+            capacity: None,
+            threads: 1,
+            forms: Forms::new(),
+            tuned: None,
+            pack_cache: None,
+        }
+    }
 }
 
 /// Whether a step executes its weights where the file holds them.
@@ -77,6 +108,25 @@ pub struct StepInfo {
     pub macs: u64,
     /// Multiply-accumulates of the same layer, dense.
     pub dense_macs: u64,
+    /// The form of its weight, where there is a choice of forms: of convolutions, but depthwise ones, and of
+    /// linear layers.
+    pub weighted: Option<Weighted>,
+}
+
+/// How a layer's weight is executed, and how else it could be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weighted {
+    /// The weight's name: what a table of [`Forms`] knows it by.
+    pub weight: String,
+    /// The form in use.
+    pub form: Variant,
+    /// Who took it.
+    pub by: Chosen,
+    /// Every form that is worth a try, those that a plan may choose first and the cheapest estimate
+    /// first. Index streams of other sizes are legal as well.
+    pub legal: Vec<Candidate>,
+    /// What a file of measured choices knows layers of this kind by, beside their density.
+    pub key: String,
 }
 
 /// Bytes that a session holds.
@@ -84,6 +134,10 @@ pub struct StepInfo {
 pub struct Memory {
     /// Activations and scratch.
     pub arena: usize,
+    /// Of these, activations where the plan laid them out.
+    pub activations: usize,
+    /// The most that activations which live at the same time take: no layout needs less.
+    pub activations_bound: usize,
     /// Keys and values of a decoder.
     pub cache: usize,
     /// Repacked weights and folded biases.
@@ -140,6 +194,7 @@ pub struct Plan {
     infos: Vec<StepInfo>,
     memory: Memory,
     pack_time: Duration,
+    packs: PackReport,
 }
 
 impl Plan {
@@ -158,13 +213,16 @@ impl Plan {
         let size = |name: &str| fixed_shape(&shapes, name);
         let units = rewrite::rewrite(model, &shapes)?;
         let start = Instant::now();
-        let lowered = lower::lower(model, &units, &shapes, options)?;
+        let cache = options.pack_cache.as_deref().map(PackCache::new);
+        let lowered = lower::lower(model, &units, &shapes, options, cache.as_ref())?;
         let pack_time = start.elapsed();
         let cache_len = lowered.cache_len;
         let placed = arena::place(lowered, &units.outputs)?;
 
         let mut memory = Memory {
             arena: placed.arena_len * 4,
+            activations: placed.arena_len * 4,
+            activations_bound: placed.bound * 4,
             ..Memory::default()
         };
         for info in &placed.infos {
@@ -214,6 +272,7 @@ impl Plan {
             infos: placed.infos,
             memory,
             pack_time,
+            packs: cache.map(|c| c.report()).unwrap_or_default(),
         })
     }
 
@@ -245,6 +304,11 @@ impl Plan {
     /// The time that lowering took: packing, nearly all of it.
     pub fn pack_time(&self) -> Duration {
         self.pack_time
+    }
+
+    /// What the pack cache brought; nothing where the app named none.
+    pub fn packs(&self) -> &PackReport {
+        &self.packs
     }
 }
 

@@ -5,7 +5,7 @@ use super::{isa, team};
 use crate::kernels::cpu::Sequence;
 use crate::kernels::cpu::team::Team;
 use crate::model::{Dim, Graph, Input, Op, Symbols};
-use crate::plan::{Memory, Plan, PlanOptions, Slot, StepInfo};
+use crate::plan::{Forms, Memory, Plan, PlanOptions, Slot, StepInfo, Tuned};
 use crate::{DType, Error, Isa, Model, Result};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,11 @@ pub struct DecoderOptions {
     pub isa: Option<String>,
     /// Run every weight dense.
     pub dense: bool,
+    /// Forms to execute weights in, by name, as in [`SessionOptions`](crate::SessionOptions::forms). List
+    /// one for a token and one for a chunk; both dense or both bitmask where no weight may be held twice.
+    pub forms: Forms,
+    /// Choices that were measured, as in [`SessionOptions`](crate::SessionOptions::tuned).
+    pub tuned: Option<Tuned>,
     /// Positions whose keys and values are kept: the longest sequence. 0 takes the model's context,
     /// 2048 at most.
     pub capacity: usize,
@@ -137,6 +142,10 @@ impl Decoder {
                     dense: options.dense,
                     symbols,
                     capacity: Some(capacity),
+                    threads: team.size(),
+                    forms: options.forms.clone(),
+                    tuned: options.tuned.clone(),
+                    pack_cache: None,
                 },
             )
         };
@@ -249,8 +258,11 @@ impl Decoder {
     pub fn memory(&self) -> Memory {
         let head = self.head.as_ref().map(|h| h.phase.bound.plan.memory());
         let (one, head) = (self.step.bound.plan.memory(), head.unwrap_or_default());
+        let all = [one, self.chunk.bound.plan.memory(), head];
         Memory {
             arena: self.arena.byte_len(),
+            activations: all.iter().map(|m| m.activations).max().unwrap_or(0),
+            activations_bound: all.iter().map(|m| m.activations_bound).max().unwrap_or(0),
             cache: self.cache.byte_len(),
             packed: one.packed + head.packed,
             mapped: one.mapped + head.mapped,

@@ -9,12 +9,12 @@ mod sequence_tests;
 use crate::kernels::cpu::team::Team;
 use crate::kernels::cpu::{Isa, Sequence};
 use crate::model::Symbols;
-use crate::plan::{Memory, Plan, PlanOptions, Slot, StepInfo};
+use crate::plan::{Forms, Memory, PackReport, Plan, PlanOptions, Slot, StepInfo, Tuned};
 use crate::{DType, Elements, Error, Model, Result, Tensor, TensorView, TensorViewMut};
 use bound::{Arena, Bound};
 pub use decoder::{Decoder, DecoderOptions, PhaseKind, StepTimes};
 pub use generate::{GenerateOptions, Generated, Sampler, Sampling, Stop};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How a session is planned and run.
@@ -29,6 +29,15 @@ pub struct SessionOptions {
     pub dense: bool,
     /// Sizes of the symbolic dimensions; those not named are 1.
     pub symbols: Symbols,
+    /// Forms to execute weights in, by name; others are chosen. See [`Forms`](crate::plan::Forms).
+    pub forms: Forms,
+    /// Choices that were measured: [`Tuned::open`](crate::plan::Tuned::open) reads the file that
+    /// `lacuna-bench --tune` writes.
+    pub tuned: Option<Tuned>,
+    /// A directory where packed weights are kept, and mapped by later sessions instead of packed again.
+    /// It is made when it is not there; files that do not serve are passed over and written anew
+    /// ([`Session::packs`] says which and why). Who can write there can change the model's answers.
+    pub pack_cache: Option<PathBuf>,
     /// Run inputs that hold NaN or infinities; otherwise they are an error.
     pub allow_non_finite: bool,
 }
@@ -68,6 +77,10 @@ impl Session {
                 dense: options.dense,
                 symbols: options.symbols,
                 capacity: None,
+                threads: team.size(),
+                forms: options.forms,
+                tuned: options.tuned,
+                pack_cache: options.pack_cache,
             },
         )?;
         let arena = Arena::new(&[&plan], team.size())?;
@@ -123,6 +136,11 @@ impl Session {
     /// The time that planning spent on packing weights.
     pub fn pack_time(&self) -> Duration {
         self.bound.plan.pack_time()
+    }
+
+    /// What the pack cache brought; nothing where the app named none.
+    pub fn packs(&self) -> &PackReport {
+        self.bound.plan.packs()
     }
 
     /// The instruction set in use.

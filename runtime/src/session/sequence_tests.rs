@@ -108,10 +108,9 @@ fn model(heads: usize, kv_heads: usize, size: usize, value_size: usize, rotary: 
 
 fn plan(model: &Model, isa: Isa, tokens: usize, capacity: usize) -> Plan {
     let options = PlanOptions {
-        isa,
-        dense: false,
         symbols: Symbols::from([("T".into(), tokens)]),
         capacity: Some(capacity),
+        ..PlanOptions::new(isa)
     };
     Plan::new(model, &options).unwrap()
 }
@@ -204,10 +203,9 @@ fn a_batch_a_mask_and_a_short_table_are_refused_with_a_cache() {
         change(&mut graph);
         let model = Model::new(graph, model.weights().clone()).unwrap();
         let options = PlanOptions {
-            isa: Isa::Scalar,
-            dense: false,
             symbols: Symbols::from([("T".into(), 4)]),
             capacity: Some(capacity),
+            ..PlanOptions::new(Isa::Scalar)
         };
         Plan::new(&model, &options).unwrap_err().to_string()
     };

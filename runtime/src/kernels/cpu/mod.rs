@@ -12,6 +12,7 @@ mod isa;
 pub mod linear;
 mod math;
 pub mod norm;
+pub mod packed;
 mod panel;
 pub mod position;
 pub mod rows;

@@ -1,7 +1,9 @@
 //! Weight matrices packed for the panel kernels: dense row groups, or index streams.
 
+use super::packed::Values;
 use super::simd::LANES;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Columns of an activation panel of dense weights: what one pass of the kernel covers.
 pub const PANEL: usize = 64;
@@ -44,6 +46,18 @@ pub fn stream_rows(l1_bytes: usize, width: usize, density: f64) -> usize {
         1
     };
     times * chunk_rows(l1_bytes, width)
+}
+
+/// The most rows of a panel of `width` columns: an offset is a u16 in elements.
+pub fn largest_chunk(width: usize) -> usize {
+    u16::MAX as usize / width.max(1)
+}
+
+/// A weight matrix as its maker reads it, row by row.
+pub trait MatrixRows: Sync {
+    /// Calls `f` with the column and value of each element of `row` in `columns` that is not zero,
+    /// ascending.
+    fn visit(&self, row: usize, columns: Range<usize>, f: impl FnMut(usize, f32));
 }
 
 /// A weight matrix `[rows, cols]`, packed.
@@ -123,35 +137,38 @@ pub struct DensePanels {
     pub(super) cols: usize,
     pub(super) chunk: usize,
     pub(super) group: usize,
-    pub(super) values: Vec<f32>,
+    pub(super) values: Values<f32>,
 }
 
 impl DensePanels {
-    /// Packs a row-major matrix for register tiles of `group` rows.
-    pub fn pack(dense: &[f32], rows: usize, cols: usize, group: usize, chunk: usize) -> Self {
-        let mut panels = DensePanels {
-            rows,
-            cols,
-            chunk: even_chunk(cols, chunk, PANEL),
-            group,
-            values: vec![0.0; rows.next_multiple_of(group) * cols],
-        };
-        let (groups, chunk) = (rows.div_ceil(group), panels.chunk);
-        panels
-            .values
+    /// Packs a matrix for register tiles of `group` rows.
+    pub fn pack(
+        rows: usize,
+        cols: usize,
+        group: usize,
+        chunk: usize,
+        matrix: &impl MatrixRows,
+    ) -> Self {
+        let (groups, chunk) = (rows.div_ceil(group), even_chunk(cols, chunk, PANEL));
+        let mut values = vec![0.0; rows.next_multiple_of(group) * cols];
+        values
             .par_chunks_mut((groups * group * chunk).max(1))
             .enumerate()
             .for_each(|(c, out)| {
                 let from = c * chunk;
                 let depth = chunk.min(cols - from);
-                for (r, row) in dense.chunks_exact(cols).enumerate() {
+                for r in 0..rows {
                     let out = &mut out[r / group * depth * group + r % group..];
-                    for (k, &v) in row[from..][..depth].iter().enumerate() {
-                        out[k * group] = v;
-                    }
+                    matrix.visit(r, from..from + depth, |k, v| out[(k - from) * group] = v);
                 }
             });
-        panels
+        DensePanels {
+            rows,
+            cols,
+            chunk,
+            group,
+            values: Values::Owned(values),
+        }
     }
 
     /// Where the values of a group and chunk start.
@@ -178,53 +195,80 @@ pub struct IndexStream {
     /// Where block `b` and chunk `c` start in `row_counts` and in `values`, at `c * blocks + b`.
     pub(super) starts: Vec<(usize, usize)>,
     /// Panel offsets in elements: the row within the chunk times the width.
-    pub(super) offsets: Vec<u16>,
-    pub(super) values: Vec<f32>,
+    pub(super) offsets: Values<u16>,
+    pub(super) values: Values<f32>,
 }
 
 impl IndexStream {
-    /// Packs rows given as ascending columns and values.
+    /// Packs a matrix: counts first, so that nothing but the stream itself is allocated.
     pub fn pack(
         rows: usize,
         cols: usize,
         chunk: usize,
         width: usize,
-        row: impl Fn(usize) -> (Vec<u32>, Vec<f32>) + Sync,
+        matrix: &impl MatrixRows,
     ) -> Self {
         let chunk = even_chunk(cols, chunk, width);
         let chunks = cols.div_ceil(chunk).max(1);
-        let blocks: Vec<Block> = (0..rows.div_ceil(BLOCK_ROWS))
+        let blocks = rows.div_ceil(BLOCK_ROWS);
+        let columns = |c: usize| c * chunk..((c + 1) * chunk).min(cols);
+        let part = |i: usize| {
+            let (c, b) = (i / blocks, i % blocks);
+            (columns(c), b * BLOCK_ROWS..((b + 1) * BLOCK_ROWS).min(rows))
+        };
+        let counted: Vec<Vec<(u32, u32)>> = (0..chunks * blocks)
             .into_par_iter()
-            .map(|b| {
-                let range = b * BLOCK_ROWS..((b + 1) * BLOCK_ROWS).min(rows);
-                Block::pack(range, chunk, chunks, width, &row)
+            .map(|i| {
+                let (columns, rows) = part(i);
+                let mut counts: Vec<(u32, u32)> = rows
+                    .map(|r| {
+                        let mut n = 0;
+                        matrix.visit(r, columns.clone(), |_, _| n += 1);
+                        (r as u32, n)
+                    })
+                    .collect();
+                counts.sort_by_key(|c| std::cmp::Reverse(c.1));
+                counts
             })
             .collect();
-        let mut stream = IndexStream {
+        let mut row_counts = Vec::with_capacity(rows * chunks);
+        let mut starts = Vec::with_capacity(counted.len());
+        let mut total = 0;
+        for counts in &counted {
+            starts.push((row_counts.len(), total));
+            row_counts.extend_from_slice(counts);
+            total += counts.iter().map(|c| c.1 as usize).sum::<usize>();
+        }
+        let (mut offsets, mut values) = (vec![0u16; total], vec![0f32; total]);
+        let mut parts = Vec::with_capacity(counted.len());
+        let (mut o, mut v) = (&mut offsets[..], &mut values[..]);
+        for (i, counts) in counted.iter().enumerate() {
+            let len = counts.iter().map(|c| c.1 as usize).sum();
+            let (first_o, rest_o) = o.split_at_mut(len);
+            let (first_v, rest_v) = v.split_at_mut(len);
+            (o, v) = (rest_o, rest_v);
+            parts.push((part(i).0, counts, first_o, first_v));
+        }
+        parts.into_par_iter().for_each(|(columns, counts, o, v)| {
+            let mut at = 0;
+            for &(r, _) in counts {
+                matrix.visit(r as usize, columns.clone(), |k, value| {
+                    o[at] = ((k - columns.start) * width) as u16;
+                    v[at] = value;
+                    at += 1;
+                });
+            }
+        });
+        IndexStream {
             rows,
             cols,
             chunk,
             width,
-            row_counts: Vec::with_capacity(rows * chunks),
-            starts: Vec::with_capacity(blocks.len() * chunks),
-            offsets: Vec::with_capacity(blocks.iter().map(|b| b.offsets.len()).sum()),
-            values: Vec::with_capacity(blocks.iter().map(|b| b.offsets.len()).sum()),
-        };
-        for c in 0..chunks {
-            for block in &blocks {
-                let rows = block.row_counts.len() / chunks;
-                let counts = &block.row_counts[c * rows..][..rows];
-                let values: usize = counts.iter().map(|c| c.1 as usize).sum();
-                let from = block.starts[c];
-                stream
-                    .starts
-                    .push((stream.row_counts.len(), stream.values.len()));
-                stream.row_counts.extend(counts);
-                stream.offsets.extend(&block.offsets[from..][..values]);
-                stream.values.extend(&block.values[from..][..values]);
-            }
+            row_counts,
+            starts,
+            offsets: Values::Owned(offsets),
+            values: Values::Owned(values),
         }
-        stream
     }
 
     /// Rows of a block and chunk, and where their non-zeros start.
@@ -235,57 +279,9 @@ impl IndexStream {
     }
 }
 
-#[derive(Default)]
-struct Block {
-    row_counts: Vec<(u32, u32)>,
-    /// Where each chunk's non-zeros start.
-    starts: Vec<usize>,
-    offsets: Vec<u16>,
-    values: Vec<f32>,
-}
-
-impl Block {
-    fn pack(
-        range: std::ops::Range<usize>,
-        chunk: usize,
-        chunks: usize,
-        width: usize,
-        row: &impl Fn(usize) -> (Vec<u32>, Vec<f32>),
-    ) -> Block {
-        let rows: Vec<(usize, Vec<u32>, Vec<f32>)> = range
-            .map(|r| {
-                let (columns, values) = row(r);
-                (r, columns, values)
-            })
-            .collect();
-        let mut block = Block::default();
-        for c in 0..chunks {
-            block.starts.push(block.values.len());
-            let (low, high) = ((c * chunk) as u32, ((c + 1) * chunk) as u32);
-            let mut parts: Vec<_> = rows
-                .iter()
-                .map(|(r, columns, values)| {
-                    let from = columns.partition_point(|&k| k < low);
-                    let to = columns.partition_point(|&k| k < high);
-                    (*r, &columns[from..to], &values[from..to])
-                })
-                .collect();
-            parts.sort_by_key(|(_, columns, _)| std::cmp::Reverse(columns.len()));
-            for (r, columns, values) in parts {
-                block.row_counts.push((r as u32, columns.len() as u32));
-                let offset = |&k: &u32| ((k - low) as usize * width) as u16;
-                block.offsets.extend(columns.iter().map(offset));
-                block.values.extend_from_slice(values);
-            }
-        }
-        block
-    }
-}
-
 /// Splits `cols` into equal chunks of at most `most` rows.
-fn even_chunk(cols: usize, most: usize, width: usize) -> usize {
-    // A panel offset is a u16 in elements.
-    let most = most.clamp(1, u16::MAX as usize / width);
+pub(super) fn even_chunk(cols: usize, most: usize, width: usize) -> usize {
+    let most = most.clamp(1, largest_chunk(width));
     cols.div_ceil(cols.div_ceil(most).max(1)).max(1)
 }
 
@@ -303,21 +299,21 @@ mod tests {
 
     #[test]
     fn stream_holds_every_non_zero_once() {
-        let row = |r: usize| {
-            let columns: Vec<u32> = (0..300)
-                .filter(|k| (k * 7 + r as u32).is_multiple_of(5))
-                .collect();
-            let values = columns
-                .iter()
-                .map(|&k| (r * 1000) as f32 + k as f32)
-                .collect();
-            if r == 3 {
-                (vec![], vec![])
-            } else {
-                (columns, values)
+        struct Fifth;
+        impl MatrixRows for Fifth {
+            fn visit(&self, r: usize, columns: Range<usize>, mut f: impl FnMut(usize, f32)) {
+                let kept = |k: &usize| r != 3 && (k * 7 + r).is_multiple_of(5);
+                for k in columns.filter(kept) {
+                    f(k, (r * 1000 + k) as f32);
+                }
             }
+        }
+        let row = |r: usize| {
+            let mut list = Vec::new();
+            Fifth.visit(r, 0..300, |k, v| list.push((k as u32, v)));
+            list
         };
-        let stream = IndexStream::pack(130, 300, 96, 112, row);
+        let stream = IndexStream::pack(130, 300, 96, 112, &Fifth);
         let mut found = vec![Vec::new(); 130];
         for b in 0..2 {
             for c in 0..stream.cols.div_ceil(stream.chunk) {
@@ -332,8 +328,7 @@ mod tests {
             }
         }
         for (r, found) in found.iter().enumerate() {
-            let (columns, values) = row(r);
-            assert_eq!(*found, columns.into_iter().zip(values).collect::<Vec<_>>());
+            assert_eq!(*found, row(r));
         }
     }
 }

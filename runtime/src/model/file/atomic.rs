@@ -23,7 +23,7 @@ impl Drop for Temporary {
 /// Writes `target` through a temporary file beside it: `fill` writes, the file is synced, `check`
 /// reads it back, and only then it takes the name. On any failure what was there before stays.
 /// Where `target` is a symbolic link the file that it points to is replaced.
-pub(super) fn replace(
+pub(crate) fn replace(
     target: &Path,
     fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
     check: impl FnOnce(&Path) -> Result<()>,

@@ -39,3 +39,20 @@ pub fn map(path: &Path) -> Result<Bytes> {
     }
     Ok(Bytes::mapped(Arc::new(map)))
 }
+
+/// Drops the whole pages of `range` from the process; a later read brings them back from the file.
+pub fn release(map: &Mmap, range: std::ops::Range<usize>) {
+    #[cfg(unix)]
+    {
+        // Pages of every size that systems use.
+        const PAGE: usize = 64 << 10;
+        let (from, to) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+        if from < to {
+            // SAFETY: the map is of a file and read-only, so that a page that is read again has the
+            // same bytes.
+            let _ = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, to - from)
+            };
+        }
+    }
+}

@@ -30,8 +30,10 @@ mod reader;
 mod tensors;
 mod writer;
 
+pub(crate) use atomic::replace;
 pub use encoded::decode_bitmask_tensors;
 pub use map::map;
+pub(super) use map::release;
 pub use tensors::{StoredTensor, Tensors};
 pub use writer::{write, write_dense, write_weights};
 

@@ -2,17 +2,21 @@
 
 mod attention;
 mod generic;
+mod matrix;
 mod rows;
 mod tokens;
 mod weighted;
 mod window;
 
 use self::tokens::Tokens;
-use super::rewrite::{Unit, Units, is_depthwise, linear_weight};
+use super::form::Variant;
+use super::pack_cache::PackCache;
+use super::rewrite::{Unit, Units, linear_weight};
 use super::{PlanOptions, Residency, StepInfo, fixed_shape};
 use crate::kernels::cpu::{Extent, Kernel};
-use crate::model::{Op, Shapes};
+use crate::model::{Op, Shapes, Weight};
 use crate::{Error, Model, Result};
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -118,9 +122,19 @@ struct Context<'c> {
     options: &'c PlanOptions,
     unit: &'c Unit<'c>,
     tokens: &'c Tokens,
+    pack_cache: Option<&'c PackCache>,
+    /// Every weight of the model, dense, stays in a core's caches.
+    is_small: bool,
 }
 
-impl Context<'_> {
+impl<'c> Context<'c> {
+    /// What was measured for a layer of this kind on this machine.
+    fn measured(&self, key: &str, density: f64) -> Option<&'c [(Variant, f64)]> {
+        let options = self.options;
+        let tuned = options.tuned.as_ref().filter(|_| !options.dense)?;
+        tuned.get(options.isa, options.threads, key, density)
+    }
+
     fn shape(&self, name: &str) -> Result<Vec<usize>> {
         fixed_shape(self.shapes, name)
     }
@@ -181,6 +195,7 @@ impl Context<'_> {
             activation_bytes: elements * 4,
             macs: 0,
             dense_macs: 0,
+            weighted: None,
         })
     }
 }
@@ -190,6 +205,7 @@ pub(super) fn lower(
     units: &Units<'_>,
     shapes: &Shapes,
     options: &PlanOptions,
+    pack_cache: Option<&PackCache>,
 ) -> Result<Lowered> {
     let mut lowered = Lowered::default();
     for (i, input) in model.graph().inputs.iter().enumerate() {
@@ -224,17 +240,37 @@ pub(super) fn lower(
         }
     }
     let tokens = Tokens::find(model, shapes, options)?;
-    for unit in &units.list {
-        let context = Context {
-            model,
-            shapes,
-            options,
-            unit,
-            tokens: &tokens,
-        };
-        lower_unit(&context, &mut lowered)?;
+    let dense_bytes = |w: &Weight| w.numel() * w.dtype().size();
+    let context = |unit| Context {
+        model,
+        shapes,
+        options,
+        unit,
+        tokens: &tokens,
+        pack_cache,
+        is_small: model.weights().values().map(dense_bytes).sum::<usize>() <= SMALL,
+    };
+    // Packing is nearly all of the work, and layers do not wait for each other.
+    let prepared: Vec<_> = threads(options.threads)?.install(|| {
+        let units = units.list.par_iter();
+        units.map(|u| weighted::prepare(&context(u))).collect()
+    });
+    for (unit, prepared) in units.list.iter().zip(prepared) {
+        lower_unit(&context(unit), prepared?, &mut lowered)?;
     }
     Ok(lowered)
+}
+
+/// Bytes of dense weights that stay in the caches of a core, so that expanding them again and again
+/// costs more than reading them.
+const SMALL: usize = 4 << 20;
+
+/// Threads to pack with.
+fn threads(count: usize) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(count.max(1))
+        .build()
+        .map_err(|e| Error::Option(format!("cannot start {count} threads: {e}")))
 }
 
 /// Whether some unit reads the weight as a plain tensor, or the graph returns it.
@@ -247,17 +283,24 @@ fn plain_use(units: &Units<'_>, model: &Model, name: &String) -> bool {
         })
 }
 
-fn lower_unit(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
+fn lower_unit(
+    context: &Context<'_>,
+    prepared: Option<weighted::Prepared>,
+    lowered: &mut Lowered,
+) -> Result<()> {
     let unit = context.unit;
-    match &unit.node.op {
-        Op::Conv { .. } if is_depthwise(&unit.node.op, &context.shape(&unit.inputs[1])?) => {
-            window::depthwise(context, lowered)
+    match (&unit.node.op, prepared) {
+        (Op::Conv { .. }, Some(prepared)) => return weighted::conv(context, prepared, lowered),
+        (Op::Gemm { .. } | Op::MatMul { .. }, Some(prepared)) => {
+            if let Some(linear) = linear_weight(context.model, unit) {
+                return weighted::linear(context, &linear, prepared, lowered);
+            }
         }
-        Op::Conv { .. } => weighted::conv(context, lowered),
-        Op::Gemm { .. } | Op::MatMul { .. } => match linear_weight(context.model, unit) {
-            Some(linear) => weighted::linear(context, &linear, lowered),
-            None => generic::matrix_product(context, lowered),
-        },
+        _ => {}
+    }
+    match &unit.node.op {
+        Op::Conv { .. } => window::depthwise(context, lowered),
+        Op::Gemm { .. } | Op::MatMul { .. } => generic::matrix_product(context, lowered),
         Op::MaxPool(w) => window::pool(context, w, None, lowered),
         Op::AveragePool {
             window: w,

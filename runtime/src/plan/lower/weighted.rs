@@ -1,19 +1,21 @@
 //! Convolutions and linear layers: choose a form, pack the weights, report both.
 
-use super::super::choose::{self, Form, Layer, Stored};
+use super::super::choose::{self, Decision, Layer, Stored};
+use super::super::form::{Candidate, Chosen, Form, Variant};
 use super::super::rewrite::{LinearUse, Unit, is_depthwise, linear_weight};
+use super::matrix::{Matrix, Scale, hash_weight};
 use super::{Context, Lowered, LoweredStep};
 use crate::kernels::cpu::chunk::Chunk;
 use crate::kernels::cpu::conv::{Conv, ConvGeometry, PanelSet};
 use crate::kernels::cpu::linear::Linear;
+use crate::kernels::cpu::packed::{Expected, Hash};
 use crate::kernels::cpu::rows::Rows;
-use crate::kernels::cpu::weights::{
-    DensePanels, IndexStream, PANEL, PanelWeights, chunk_rows, stream_rows, stream_width,
-};
+use crate::kernels::cpu::weights::{DensePanels, IndexStream, PANEL, PanelWeights, chunk_rows};
 use crate::kernels::cpu::{Kernel, l1_bytes};
-use crate::model::{Encoding, Op, Weight, padding_for};
-use crate::plan::{Residency, StepInfo};
-use crate::{DType, Model, Result};
+use crate::model::{Op, Weight, padding_for};
+use crate::plan::{Residency, StepInfo, Weighted};
+use crate::{DType, Error, Model, Result};
+use std::sync::Arc;
 
 /// Inputs of a unit that its kernel takes in a form of its own.
 pub(super) fn packed_inputs<'u>(model: &Model, unit: &'u Unit<'_>) -> Vec<&'u String> {
@@ -29,91 +31,6 @@ pub(super) fn packed_inputs<'u>(model: &Model, unit: &'u Unit<'_>) -> Vec<&'u St
     }
 }
 
-/// A weight matrix's rows as ascending columns and values, zeros left out.
-struct SparseRows {
-    rows: Vec<(Vec<u32>, Vec<f32>)>,
-    cols: usize,
-}
-
-impl SparseRows {
-    /// Rows of `[outer, inner]`, transposed first when `transpose`, each scaled.
-    fn new(weight: &Weight, transpose: bool, scale: impl Fn(usize) -> f32) -> Option<SparseRows> {
-        let (rows, cols) = weight.matrix();
-        let (outer, inner) = if transpose {
-            (cols, rows)
-        } else {
-            (rows, cols)
-        };
-        let mut list = vec![(Vec::new(), Vec::new()); outer];
-        let mut push = |r: usize, c: usize, v: f32| {
-            let (r, c) = if transpose { (c, r) } else { (r, c) };
-            if v != 0.0 {
-                list[r].0.push(c as u32);
-                list[r].1.push(v * scale(r));
-            }
-        };
-        let stored = weight.stored_f32()?;
-        match weight.encoding() {
-            Encoding::Dense(_) => {
-                for (i, v) in stored.into_iter().enumerate() {
-                    push(i / cols, i % cols, v);
-                }
-            }
-            Encoding::Bitmask(b) => {
-                let mut values = stored.into_iter();
-                for r in 0..rows {
-                    for c in b.row_columns(r) {
-                        push(r, c, values.next()?);
-                    }
-                }
-            }
-        }
-        Some(SparseRows {
-            rows: list,
-            cols: inner,
-        })
-    }
-
-    fn dense(&self, range: std::ops::Range<usize>) -> Vec<f32> {
-        let mut out = vec![0.0; range.len() * self.cols];
-        for (row, out) in self.rows[range]
-            .iter()
-            .zip(out.chunks_exact_mut(self.cols.max(1)))
-        {
-            for (c, v) in row.0.iter().zip(&row.1) {
-                out[*c as usize] = *v;
-            }
-        }
-        out
-    }
-
-    fn pack(
-        &self,
-        range: std::ops::Range<usize>,
-        form: Form,
-        mr: usize,
-        width: usize,
-    ) -> PanelWeights {
-        let (rows, cols) = (range.len(), self.cols);
-        match form {
-            Form::StreamPanel => {
-                let row = |r: usize| self.rows[range.start + r].clone();
-                let nonzeros: usize = self.rows[range.clone()].iter().map(|r| r.0.len()).sum();
-                let density = nonzeros as f64 / (rows * cols).max(1) as f64;
-                let chunk = stream_rows(l1_bytes(), width, density);
-                PanelWeights::Stream(IndexStream::pack(rows, cols, chunk, width, row))
-            }
-            _ => PanelWeights::Dense(DensePanels::pack(
-                &self.dense(range),
-                rows,
-                cols,
-                mr,
-                2 * chunk_rows(l1_bytes(), PANEL),
-            )),
-        }
-    }
-}
-
 /// The unit's `i`-th input as a weight of a floating-point dtype.
 fn weight_of<'m>(context: &Context<'m>, i: usize) -> Result<&'m Weight> {
     let name = &context.unit.inputs[i];
@@ -125,36 +42,289 @@ fn weight_of<'m>(context: &Context<'m>, i: usize) -> Result<&'m Weight> {
     })
 }
 
-/// Identifies a packed form among those derived from a model.
-fn key(context: &Context<'_>, form: Form, width: usize) -> String {
-    let unit = context.unit;
-    // Row groups of dense panels differ by instruction set, and streams by the width of the panels.
-    let mr = context.options.isa.dense_rows();
-    format!(
-        "{}|{}|{form:?}|{mr}|{width}",
-        unit.node.name,
-        unit.fused.join(",")
-    )
+/// A weighted layer with its form chosen and its weights made.
+pub(super) struct Prepared {
+    facts: Weighted,
+    reason: String,
+    density: f64,
+    weights: Weights,
 }
 
-pub(super) fn conv(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
+enum Weights {
+    Panels(Arc<PanelSet>),
+    Rows(Rows, Residency),
+}
+
+/// Chooses and packs for a unit that is a convolution or a linear layer; `None` for any other.
+pub(super) fn prepare(context: &Context<'_>) -> Result<Option<Prepared>> {
+    let unit = context.unit;
+    let prepared = match &unit.node.op {
+        Op::Conv { .. } if is_depthwise(&unit.node.op, &context.shape(&unit.inputs[1])?) => None,
+        Op::Conv { .. } => Some(prepare_conv(context)?),
+        Op::Gemm { .. } | Op::MatMul { .. } => match linear_weight(context.model, unit) {
+            Some(linear) => Some(prepare_linear(context, &linear)?),
+            None => None,
+        },
+        _ => None,
+    };
+    if let Some(p) = &prepared
+        && !matches!(p.weights, Weights::Rows(_, Residency::Mapped))
+    {
+        weight_of(context, 1)?.release();
+    }
+    Ok(prepared)
+}
+
+/// The form of a layer: the one that the app asks for, the one measured fastest, or the one estimated so.
+fn decide(
+    context: &Context<'_>,
+    layer: &Layer,
+    key: &str,
+    density: f64,
+) -> Result<(Decision, Vec<Candidate>)> {
+    let (options, unit) = (context.options, context.unit);
+    let legal = choose::candidates(layer, options.dense);
+    let name = &unit.inputs[1];
+    if let Some(asked) = options.forms.get(name) {
+        let found = asked.iter().find(|v| choose::is_legal(layer, &legal, **v));
+        let Some(&variant) = found else {
+            let list = |forms: &mut dyn Iterator<Item = Variant>| {
+                forms.map(|v| v.to_string()).collect::<Vec<_>>().join(", ")
+            };
+            return Err(Error::Option(format!(
+                "weight `{name}` of node `{}`: none of the forms asked for is legal ({}); legal are {}",
+                unit.node.name,
+                list(&mut asked.iter().copied()),
+                list(&mut legal.iter().map(|c| c.variant)),
+            )));
+        };
+        let reason = format!(
+            "density {density:.2}: {} was asked for",
+            variant.form.words()
+        );
+        let by = Chosen::Asked;
+        return Ok((
+            Decision {
+                variant,
+                by,
+                reason,
+            },
+            legal,
+        ));
+    }
+    let allowed = |v: Variant| {
+        let listed = legal.iter().find(|c| c.variant.form == v.form);
+        choose::is_legal(layer, &legal, v) && listed.is_some_and(|c| !c.copy)
+    };
+    if let Some(measured) = context.measured(key, density) {
+        let mut forms = measured.iter().filter(|(v, _)| allowed(*v));
+        if let Some(&(variant, time)) = forms.next() {
+            let next = forms.find(|(v, _)| v.form != variant.form);
+            let than = next.map_or(String::new(), |(v, t)| {
+                format!(" {:.1}x faster than {}", t / time, v.form.words())
+            });
+            let words = variant.form.words();
+            let reason = format!("density {density:.2}: {words}, measured{than}");
+            let by = Chosen::Measured;
+            return Ok((
+                Decision {
+                    variant,
+                    by,
+                    reason,
+                },
+                legal,
+            ));
+        }
+    }
+    let decision = Decision {
+        variant: legal[0].variant,
+        by: Chosen::Estimated,
+        reason: choose::reason(layer, &legal, options.dense),
+    };
+    Ok((decision, legal))
+}
+
+/// What packing panels of a layer takes.
+struct Packing<'p> {
+    weight: &'p Weight,
+    transpose: bool,
+    scale: Scale<'p>,
+    groups: usize,
+    bias: Vec<f32>,
+    variant: Variant,
+}
+
+impl Packing<'_> {
+    /// The packed weights: those that a session of this model holds, those of the pack cache, or new ones.
+    fn get(self, context: &Context<'_>) -> Arc<PanelSet> {
+        let (unit, options) = (context.unit, context.options);
+        // Row groups of dense panels differ by instruction set.
+        let (mr, variant) = (options.isa.dense_rows(), self.variant);
+        let key = format!("{}|{}|{variant}|{mr}", unit.node.name, unit.fused.join(","));
+        context.model.derived().get_or_make(&key, || {
+            let Some(cache) = context.pack_cache else {
+                return self.pack(mr);
+            };
+            let (rows, cols) = self.weight.matrix();
+            let (outer, inner) = if self.transpose {
+                (cols, rows)
+            } else {
+                (rows, cols)
+            };
+            let stream = variant.form == Form::StreamPanel;
+            let expected = Expected {
+                groups: self.groups,
+                rows: outer / self.groups,
+                cols: inner,
+                group: mr,
+                chunk: self.chunk(),
+                width: if stream { variant.width } else { PANEL },
+                stream,
+                bias: self.bias.len(),
+            };
+            let mut hash = Hash::default();
+            let how = (
+                self.transpose,
+                self.groups,
+                self.chunk(),
+                mr,
+                options.isa.name(),
+            );
+            hash.write(format!("{variant}{how:?}").as_bytes());
+            let numbers = |hash: &mut Hash, list: &[f32]| {
+                let bytes: Vec<u8> = list.iter().flat_map(|v| v.to_le_bytes()).collect();
+                hash.write(&bytes);
+            };
+            match self.scale {
+                Scale::All(s) => numbers(&mut hash, &[s]),
+                Scale::Rows(list) => numbers(&mut hash, list),
+            }
+            numbers(&mut hash, &self.bias);
+            hash_weight(self.weight, &mut hash);
+            cache.get_or_pack(hash.finish(), &expected, || self.pack(mr))
+        })
+    }
+
+    /// Most rows of a panel.
+    fn chunk(&self) -> usize {
+        match self.variant.form {
+            Form::StreamPanel => self.variant.chunk,
+            _ => 2 * chunk_rows(l1_bytes(), PANEL),
+        }
+    }
+
+    fn pack(&self, mr: usize) -> PanelSet {
+        let matrix = Matrix::new(self.weight, self.transpose, self.scale);
+        let (outer, cols) = matrix.shape();
+        let rows = outer / self.groups;
+        let (chunk, width) = (self.chunk(), self.variant.width);
+        let group = |g: usize| {
+            let part = matrix.part(g * rows, rows);
+            match self.variant.form {
+                Form::StreamPanel => {
+                    PanelWeights::Stream(IndexStream::pack(rows, cols, chunk, width, &part))
+                }
+                _ => PanelWeights::Dense(DensePanels::pack(rows, cols, mr, chunk, &part)),
+            }
+        };
+        PanelSet {
+            groups: (0..self.groups).map(group).collect(),
+            bias: self.bias.clone(),
+        }
+    }
+}
+
+fn prepare_conv(context: &Context<'_>) -> Result<Prepared> {
     let unit = context.unit;
     let Op::Conv {
         strides,
-        padding,
         dilations,
         groups,
+        ..
     } = unit.node.op
     else {
         return Err(context.refuse("is no convolution"));
     };
-    let (x, out) = (context.input_shape(0)?, context.output_shape()?);
+    let out = context.output_shape()?;
     let weight = weight_of(context, 1)?;
     let &[o, ci, kh, kw] = weight.shape() else {
         return Err(context.refuse("the weight has not four axes"));
     };
+    let nonzeros = weight.count_nonzero();
+    let density = nonzeros as f64 / weight.numel().max(1) as f64;
+    let layer = Layer::new(
+        o / groups,
+        ci * kh * kw,
+        nonzeros / groups,
+        out[2] * out[3],
+        context.options.isa,
+    );
+    let key = format!(
+        "conv {o}x{ci}x{kh}x{kw} s{}x{} d{}x{} g{groups} @ {}x{} b{} {}",
+        strides[0],
+        strides[1],
+        dilations[0],
+        dilations[1],
+        out[2],
+        out[3],
+        out[0],
+        short(weight.dtype()),
+    );
+    let (decision, legal) = decide(context, &layer, &key, density)?;
+    let scale_shift = unit.scale_shift.as_ref();
+    let bias = match unit.inputs.get(2).filter(|b| !b.is_empty()) {
+        Some(_) => context.constant(2)?,
+        None => Vec::new(),
+    };
+    let packing = Packing {
+        weight,
+        transpose: false,
+        scale: scale_shift.map_or(Scale::All(1.0), |s| Scale::Rows(&s.0)),
+        groups,
+        bias: match scale_shift {
+            None => bias,
+            Some((scale, shift)) => {
+                let b = |r: usize| bias.get(r).copied().unwrap_or(0.0);
+                (0..o).map(|r| b(r) * scale[r] + shift[r]).collect()
+            }
+        },
+        variant: decision.variant,
+    };
+    Ok(Prepared {
+        weights: Weights::Panels(packing.get(context)),
+        facts: Weighted {
+            weight: unit.inputs[1].clone(),
+            form: decision.variant,
+            by: decision.by,
+            legal,
+            key,
+        },
+        reason: decision.reason,
+        density,
+    })
+}
+
+pub(super) fn conv(context: &Context<'_>, prepared: Prepared, lowered: &mut Lowered) -> Result<()> {
+    let unit = context.unit;
+    let (
+        Op::Conv {
+            strides,
+            padding,
+            dilations,
+            groups,
+        },
+        Weights::Panels(packed),
+    ) = (&unit.node.op, prepared.weights)
+    else {
+        return Err(context.refuse("is no convolution"));
+    };
+    let (strides, dilations, groups) = (*strides, *dilations, *groups);
+    let (x, out) = (context.input_shape(0)?, context.output_shape()?);
+    let &[o, ci, kh, kw] = weight_of(context, 1)?.shape() else {
+        return Err(context.refuse("the weight has not four axes"));
+    };
     let (input, output) = ([x[2], x[3]], [out[2], out[3]]);
-    let pads = padding_for(padding, input, [kh, kw], strides, dilations);
+    let pads = padding_for(*padding, input, [kh, kw], strides, dilations);
     let geometry = ConvGeometry {
         batch: x[0],
         groups,
@@ -167,67 +337,21 @@ pub(super) fn conv(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
         dilations,
         pads: [pads[0], pads[1]],
     };
-    let cols = ci * kh * kw;
     let columns = output[0] * output[1];
-    let nonzeros = weight.count_nonzero();
-    let width = stream_width(columns, context.options.isa.has_many_registers());
-    let layer = Layer {
-        rows: o / groups,
-        cols,
-        nonzeros: nonzeros / groups,
-        columns,
-        linear: false,
-        stored: None,
-    };
-    let ranked = choose::rank(
-        &layer,
-        &choose::candidates(&layer, context.options.dense),
-        width,
-    );
-    let form = ranked[0].form;
-
-    let scale_shift = unit.scale_shift.as_ref();
-    let bias = match unit.inputs.get(2).filter(|b| !b.is_empty()) {
-        Some(_) => context.constant(2)?,
-        None => Vec::new(),
-    };
-    let packed = context
-        .model
-        .derived()
-        .get_or_make(&key(context, form, width), || {
-            let scale = |r: usize| scale_shift.map_or(1.0, |s| s.0[r]);
-            let rows = SparseRows::new(weight, false, scale);
-            let per_group = o / groups;
-            let mr = context.options.isa.dense_rows();
-            PanelSet {
-                groups: rows.map_or(Vec::new(), |rows| {
-                    (0..groups)
-                        .map(|g| rows.pack(g * per_group..(g + 1) * per_group, form, mr, width))
-                        .collect()
-                }),
-                bias: match scale_shift {
-                    None => bias,
-                    Some((scale, shift)) => {
-                        let b = |r: usize| bias.get(r).copied().unwrap_or(0.0);
-                        (0..o).map(|r| b(r) * scale[r] + shift[r]).collect()
-                    }
-                },
-            }
-        });
-
     let info = StepInfo {
         node: unit.node.name.clone(),
         op: unit.node.op.name(),
         fused: unit.fused.clone(),
         shape: format!("{o}x{ci}x{kh}x{kw} @ {}x{}", output[0], output[1]),
-        kernel: panel_name("conv", form, width, context),
-        reason: choose::reason(&layer, &ranked, context.options.dense),
+        kernel: panel_name("conv", prepared.facts.form, context),
+        reason: prepared.reason,
         residency: Residency::Packed,
-        density: nonzeros as f64 / (o * cols).max(1) as f64,
+        density: prepared.density,
         weight_bytes: packed_bytes(&packed),
         activation_bytes: (x.iter().product::<usize>() + out.iter().product::<usize>()) * 4,
         macs: (packed.groups.iter().map(PanelWeights::macs).sum::<usize>() * columns * x[0]) as u64,
-        dense_macs: (o * cols * columns * x[0]) as u64,
+        dense_macs: (o * ci * kh * kw * columns * x[0]) as u64,
+        weighted: Some(prepared.facts),
     };
     let mut inputs = vec![lowered.place(&unit.inputs[0])?];
     if let Some(residual) = &unit.residual {
@@ -249,111 +373,160 @@ fn packed_bytes(set: &PanelSet) -> usize {
     set.groups.iter().map(PanelWeights::byte_len).sum::<usize>() + set.bias.len() * 4
 }
 
-fn panel_name(op: &str, form: Form, width: usize, context: &Context<'_>) -> String {
-    let tile = match form {
+fn panel_name(op: &str, variant: Variant, context: &Context<'_>) -> String {
+    let tile = match variant.form {
         Form::DensePanel => format!("{}x64", context.options.isa.dense_rows()),
-        _ => format!("1x{width}"),
+        _ => format!("1x{}", variant.width),
     };
-    format!("f32_{op}_{}_{tile}_{}", form.name(), context.isa())
+    format!("f32_{op}_{}_{tile}_{}", variant.form.name(), context.isa())
 }
 
-pub(super) fn linear(
+/// Outputs, inputs and input rows of a linear layer.
+fn linear_sizes(
     context: &Context<'_>,
     linear: &LinearUse<'_>,
-    lowered: &mut Lowered,
-) -> Result<()> {
-    let unit = context.unit;
-    let weight = weight_of(context, 1)?;
-    let x = context.input_shape(0)?;
-    let out = context.output_shape()?;
+    weight: &Weight,
+) -> Result<(usize, usize, usize)> {
     let (rows, cols) = weight.matrix();
     let (outer, inner) = if linear.trans_b {
         (rows, cols)
     } else {
         (cols, rows)
     };
-    let columns = x.iter().product::<usize>() / inner.max(1);
-    let nonzeros = weight.count_nonzero();
-    let width = stream_width(columns, context.options.isa.has_many_registers());
-    let layer = Layer {
-        rows: outer,
-        cols: inner,
-        nonzeros,
-        columns,
-        linear: true,
-        stored: stored(context, linear, weight),
-    };
-    let ranked = choose::rank(
-        &layer,
-        &choose::candidates(&layer, context.options.dense),
-        width,
-    );
-    let form = ranked[0].form;
-    let bias: Vec<f32> = match linear.bias {
+    let x = context.input_shape(0)?;
+    Ok((outer, inner, x.iter().product::<usize>() / inner.max(1)))
+}
+
+fn bias_of(context: &Context<'_>, linear: &LinearUse<'_>) -> Result<Vec<f32>> {
+    Ok(match linear.bias {
         None => Vec::new(),
         Some((_, beta)) => context.constant(2)?.iter().map(|b| b * beta).collect(),
-    };
+    })
+}
 
-    let (kernel, residency, weight_bytes, macs, name) = match form {
+fn prepare_linear(context: &Context<'_>, linear: &LinearUse<'_>) -> Result<Prepared> {
+    let unit = context.unit;
+    let weight = weight_of(context, 1)?;
+    let (outer, inner, columns) = linear_sizes(context, linear, weight)?;
+    let nonzeros = weight.count_nonzero();
+    let density = nonzeros as f64 / (outer * inner).max(1) as f64;
+    let only = context.options.capacity.is_some() || weight.dtype() != DType::F32;
+    let shared = if only { " shared" } else { "" };
+    let dtype = short(weight.dtype());
+    let key = |columns: usize| format!("linear {outer}x{inner} @ {columns} {dtype}{shared}");
+    let mut layer = Layer {
+        linear: true,
+        stored: None,
+        ..Layer::new(outer, inner, nonzeros, columns, context.options.isa)
+    };
+    let mut measured = false;
+    if is_as_stored(linear) || only {
+        // Plans of one decoder share its weights: what is fastest for one token holds for all of them.
+        let one = if context.options.capacity.is_some() {
+            1
+        } else {
+            columns
+        };
+        let times = context.measured(&key(one), density).unwrap_or(&[]);
+        let rows = times.iter().find(|(v, _)| v.form != Form::StreamPanel);
+        measured = only && rows.is_some();
+        layer.stored = Some(Stored {
+            element: weight.dtype().size(),
+            bitmask: weight.is_sparse(),
+            only,
+            expand: match rows {
+                Some((v, _)) => v.form.is_dense(),
+                None => context.is_small,
+            },
+        });
+    }
+    let (mut decision, legal) = match measured {
+        true => decide(context, &layer, "", density)?,
+        false => decide(context, &layer, &key(columns), density)?,
+    };
+    if measured && decision.by == Chosen::Estimated {
+        let words = decision.variant.form.words();
+        decision.reason = format!("density {density:.2}: {words}, measured for one token");
+        decision.by = Chosen::Measured;
+    }
+    let variant = decision.variant;
+    let weights = match variant.form {
         Form::DensePanel | Form::StreamPanel => {
-            let packed = context
-                .model
-                .derived()
-                .get_or_make(&key(context, form, width), || {
-                    let rows = SparseRows::new(weight, !linear.trans_b, |_| linear.alpha);
-                    let mr = context.options.isa.dense_rows();
-                    PanelSet {
-                        groups: rows
-                            .iter()
-                            .map(|r| r.pack(0..outer, form, mr, width))
-                            .collect(),
-                        bias,
-                    }
-                });
+            let packing = Packing {
+                weight,
+                transpose: !linear.trans_b,
+                scale: Scale::All(linear.alpha),
+                groups: 1,
+                bias: bias_of(context, linear)?,
+                variant,
+            };
+            Weights::Panels(packing.get(context))
+        }
+        form => {
+            let (rows, residency) = weight_rows(context, linear, weight, form)?;
+            Weights::Rows(rows, residency)
+        }
+    };
+    Ok(Prepared {
+        weights,
+        facts: Weighted {
+            weight: unit.inputs[1].clone(),
+            form: variant,
+            by: decision.by,
+            legal,
+            key: key(columns),
+        },
+        reason: decision.reason,
+        density,
+    })
+}
+
+pub(super) fn linear(
+    context: &Context<'_>,
+    linear: &LinearUse<'_>,
+    prepared: Prepared,
+    lowered: &mut Lowered,
+) -> Result<()> {
+    let unit = context.unit;
+    let weight = weight_of(context, 1)?;
+    let (x, out) = (context.input_shape(0)?, context.output_shape()?);
+    let (outer, inner, columns) = linear_sizes(context, linear, weight)?;
+    let variant = prepared.facts.form;
+    let few = matches!(variant.form, Form::DenseRows | Form::BitmaskRows);
+    let tokens = are_tokens(context, columns)?;
+    let (kernel, residency, weight_bytes, macs, name) = match prepared.weights {
+        Weights::Panels(packed) => {
             let (bytes, macs) = (
                 packed_bytes(&packed),
                 packed.groups.iter().map(PanelWeights::macs).sum(),
             );
             let kernel = Kernel::Conv(Conv::linear(columns, packed, unit.clamp));
-            (
-                kernel,
-                Residency::Packed,
-                bytes,
-                macs,
-                panel_name("linear", form, width, context),
-            )
+            let name = panel_name("linear", variant, context);
+            (kernel, Residency::Packed, bytes, macs, name)
         }
-        Form::DenseRows | Form::BitmaskRows => {
-            let (rows, residency) = weight_rows(context, linear, weight, form)?;
-            let (bytes, macs) = (rows.byte_len() + bias.len() * 4, rows.stored());
-            let name = format!(
-                "{}_linear_{}_rows_{}",
-                short(rows.dtype()),
-                form.name(),
-                context.options.isa
-            );
-            let kernel = Kernel::Linear(Linear {
-                rows,
-                bias: bias.into(),
-                count: columns,
-                tokens: are_tokens(context, columns)?,
-                clamp: unit.clamp,
-            });
-            (kernel, residency, bytes, macs, name)
-        }
-        Form::DenseChunk | Form::BitmaskChunk => {
-            let (rows, residency) = weight_rows(context, linear, weight, form)?;
+        Weights::Rows(rows, residency) => {
+            let bias = bias_of(context, linear)?;
             let bytes = rows.byte_len() + bias.len() * 4;
-            let (m, v) = context.options.isa.chunk_tile();
-            let name = format!(
-                "{}_linear_{}_chunk_{m}x{v}_{}",
-                short(rows.dtype()),
-                form.name(),
-                context.isa()
-            );
-            let tokens = are_tokens(context, columns)?;
-            let kernel = Chunk::new(rows, bias.into(), columns, tokens, unit.clamp);
-            (Kernel::Chunk(kernel), residency, bytes, outer * inner, name)
+            let dtype = short(rows.dtype());
+            let form = variant.form.name();
+            if few {
+                let macs = rows.stored();
+                let name = format!("{dtype}_linear_{form}_rows_{}", context.options.isa);
+                let kernel = Kernel::Linear(Linear {
+                    rows,
+                    bias: bias.into(),
+                    count: columns,
+                    tokens,
+                    clamp: unit.clamp,
+                });
+                (kernel, residency, bytes, macs, name)
+            } else {
+                let (m, v) = context.options.isa.chunk_tile();
+                let isa = context.isa();
+                let name = format!("{dtype}_linear_{form}_chunk_{m}x{v}_{isa}");
+                let kernel = Chunk::new(rows, bias.into(), columns, tokens, unit.clamp);
+                (Kernel::Chunk(kernel), residency, bytes, outer * inner, name)
+            }
         }
     };
     lowered.infos.push(StepInfo {
@@ -362,13 +535,14 @@ pub(super) fn linear(
         fused: unit.fused.clone(),
         shape: format!("{outer}x{inner} @ {columns}"),
         kernel: name,
-        reason: choose::reason(&layer, &ranked, context.options.dense),
+        reason: prepared.reason,
         residency,
-        density: nonzeros as f64 / (outer * inner).max(1) as f64,
+        density: prepared.density,
         weight_bytes,
         activation_bytes: (x.iter().product::<usize>() + out.iter().product::<usize>()) * 4,
         macs: (macs * columns) as u64,
         dense_macs: (outer * inner * columns) as u64,
+        weighted: Some(prepared.facts),
     });
     let mut inputs = vec![lowered.place(&unit.inputs[0])?];
     if let Some(residual) = &unit.residual {
@@ -387,17 +561,6 @@ pub(super) fn linear(
 /// The word for a dtype in kernel names.
 fn short(dtype: DType) -> String {
     dtype.name().to_lowercase()
-}
-
-/// How the model holds a linear layer's weight. Plans of one decoder share its weights, and weights
-/// of 16 bits are smaller than any other form, so that both are executed from there.
-fn stored(context: &Context<'_>, linear: &LinearUse<'_>, weight: &Weight) -> Option<Stored> {
-    let only = context.options.capacity.is_some() || weight.dtype() != DType::F32;
-    (is_as_stored(linear) || only).then_some(Stored {
-        element: weight.dtype().size(),
-        bitmask: weight.is_sparse(),
-        only,
-    })
 }
 
 /// Whether rows of the weight are rows of the layer.
@@ -439,9 +602,9 @@ fn weight_rows(
         if is_as_stored(linear) {
             return Rows::new(&encode(weight));
         }
-        let sparse = SparseRows::new(weight, !linear.trans_b, |_| linear.alpha)?;
-        let (outer, inner) = (sparse.rows.len(), sparse.cols);
-        let copy = Weight::from_f32(&[outer, inner], &sparse.dense(0..outer));
+        let matrix = Matrix::new(weight, !linear.trans_b, Scale::All(linear.alpha));
+        let (outer, inner) = matrix.shape();
+        let copy = Weight::from_f32(&[outer, inner], &matrix.dense());
         Rows::new(&encode(&copy))
     });
     let rows = (*made).clone().ok_or_else(refuse)?;
@@ -455,25 +618,5 @@ pub(super) fn depthwise_weight(context: &Context<'_>) -> Result<(Vec<f32>, [usiz
     match (shape, is_depthwise(&context.unit.node.op, shape)) {
         (&[o, i, kh, kw], true) => Ok((context.constant(1)?, [o, i, kh, kw])),
         _ => Err(context.refuse("the weight is not depthwise")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sparse_rows_agree_between_encodings_and_transposition() {
-        let values: Vec<f32> = (0..35)
-            .map(|i| if i % 3 == 0 { 0.0 } else { i as f32 })
-            .collect();
-        let dense = Weight::from_f32(&[5, 7], &values);
-        let a = SparseRows::new(&dense, false, |_| 2.0).unwrap();
-        let b = SparseRows::new(&dense.encode(), false, |_| 2.0).unwrap();
-        assert_eq!(a.rows, b.rows);
-        let t = SparseRows::new(&dense, true, |_| 1.0).unwrap();
-        assert_eq!((t.rows.len(), t.cols), (7, 5));
-        let back = t.dense(0..7);
-        assert!((0..35).all(|i| back[i % 7 * 5 + i / 7] == values[i]));
     }
 }
