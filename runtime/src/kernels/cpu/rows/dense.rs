@@ -25,6 +25,12 @@ impl<E: Element> Source for Dense<E> {
 
     #[inline(always)]
     unsafe fn of(rows: &Rows, _: Range<usize>, _: *mut f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::whole(rows) }
+    }
+
+    #[inline(always)]
+    unsafe fn whole(rows: &Rows) -> Self {
         let (Layout::Dense(values) | Layout::Bitmask { values, .. }) = &rows.layout;
         Dense {
             values: values.as_ptr(),
@@ -45,7 +51,7 @@ impl<E: Element> Source for Dense<E> {
     unsafe fn prefetch<S: Simd>(rows: &Rows, block: Range<usize>, part: usize, parts: usize) {
         let stride = rows.inner * E::SIZE;
         // SAFETY: the layout is the caller's promise.
-        let all = unsafe { Self::of(rows, block.clone(), std::ptr::null_mut()) };
+        let all = unsafe { Self::whole(rows) };
         let bytes = block.start * stride..block.end * stride;
         prefetch_part::<S>(all.values, bytes, part, parts);
     }

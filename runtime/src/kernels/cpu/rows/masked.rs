@@ -1,6 +1,6 @@
 //! Rows in the bitmask encoding.
 
-use super::{Cursor, Layout, Rows, SLACK, Source, prefetch_part};
+use super::{Cursor, Layout, Rows, SLACK, Source, prefetch_part, start};
 use crate::kernels::cpu::simd::{Element, Kind, Simd};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -24,31 +24,22 @@ pub(super) struct MaskCursor<E> {
     element: PhantomData<E>,
 }
 
-/// Where row `row` starts, in elements.
-#[inline(always)]
-fn start(offsets: &[u8], row: usize, stored: usize) -> usize {
-    match offsets.as_chunks::<8>().0.get(row) {
-        Some(bytes) => i64::from_le_bytes(*bytes) as usize,
-        None => stored,
-    }
-}
-
 impl<E: Element> Source for Masked<E> {
     type Cursor = MaskCursor<E>;
 
     #[inline(always)]
     unsafe fn of(rows: &Rows, block: Range<usize>, scratch: *mut f32) -> Self {
         let Layout::Bitmask {
-            mask,
-            values,
-            offsets,
+            values, offsets, ..
         } = &rows.layout
         else {
             unreachable!("the caller's promise")
         };
+        // SAFETY: the caller's promise.
+        let whole = unsafe { Self::whole(rows) };
         let stored = values.len() / E::SIZE;
         let end = start(offsets, block.end, stored);
-        let mut base = values.as_ptr();
+        let mut base = whole.values;
         if end + SLACK > stored {
             let first = start(offsets, block.start, stored);
             let scratch = scratch.cast::<u8>();
@@ -62,9 +53,25 @@ impl<E: Element> Source for Masked<E> {
             base = scratch.cast_const().wrapping_sub(first * E::SIZE);
         }
         Masked {
+            values: base,
+            ..whole
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn whole(rows: &Rows) -> Self {
+        let Layout::Bitmask {
+            mask,
+            values,
+            offsets,
+        } = &rows.layout
+        else {
+            unreachable!("the caller's promise")
+        };
+        Masked {
             mask: mask.as_ptr(),
             stride: rows.inner.div_ceil(8),
-            values: base,
+            values: values.as_ptr(),
             offsets: offsets.as_ptr(),
             element: PhantomData,
         }

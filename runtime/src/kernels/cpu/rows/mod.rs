@@ -17,6 +17,8 @@ pub struct Rows {
     outer: usize,
     inner: usize,
     layout: Layout,
+    /// Rows, from the first one on, of which whole vectors may be read.
+    whole: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -34,6 +36,15 @@ impl Rows {
     /// The rows of a weight of a floating-point dtype; clones no bytes.
     pub fn new(weight: &Weight) -> Option<Rows> {
         let (outer, inner) = weight.matrix();
+        let whole = match weight.encoding() {
+            Encoding::Dense(_) => outer,
+            Encoding::Bitmask(b) => {
+                let stored = b.values.len() / weight.dtype().size();
+                let end = |row: usize| start(&b.row_offsets, row + 1, stored);
+                let fits = |row: usize| end(row) + SLACK <= stored;
+                outer - (0..outer).rev().take_while(|&r| !fits(r)).count()
+            }
+        };
         weight.dtype().is_float().then(|| Rows {
             dtype: weight.dtype(),
             outer,
@@ -46,7 +57,13 @@ impl Rows {
                     offsets: b.row_offsets.clone(),
                 },
             },
+            whole,
         })
+    }
+
+    /// Rows, from the first one on, that [`Source::whole`] gives access to.
+    pub(super) fn whole(&self) -> usize {
+        self.whole
     }
 
     /// The dtype of the stored values.
@@ -109,6 +126,15 @@ impl Rows {
 /// Values behind a place that may be read with it: those of [`Cursor::next_pairs`].
 const SLACK: usize = 2 * LANES;
 
+/// Where row `row` starts, in elements.
+#[inline(always)]
+fn start(offsets: &[u8], row: usize, stored: usize) -> usize {
+    match offsets.as_chunks::<8>().0.get(row) {
+        Some(bytes) => i64::from_le_bytes(*bytes) as usize,
+        None => stored,
+    }
+}
+
 /// What [`Rows::visit`] calls.
 pub(super) trait Visit<S: Simd> {
     /// # Safety
@@ -127,6 +153,12 @@ pub(super) trait Source: Copy {
     /// # Safety
     /// `rows` has this layout; `scratch` holds [`Rows::scratch_len`] elements.
     unsafe fn of(rows: &Rows, block: Range<usize>, scratch: *mut f32) -> Self;
+
+    /// Access to the first [`Rows::whole`] rows.
+    ///
+    /// # Safety
+    /// `rows` has this layout.
+    unsafe fn whole(rows: &Rows) -> Self;
 
     /// The start of a row.
     ///
