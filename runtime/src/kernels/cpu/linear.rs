@@ -10,6 +10,9 @@ use std::sync::Arc;
 /// Weight rows that threads share out as one.
 const SHARE: usize = 4;
 
+/// How far ahead of use, in bytes, values of a stream of rows are asked for.
+const AHEAD: usize = 2048;
+
 /// A planned product `x [count, inner]` to `[count, outer]`; a second input is added to it.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
@@ -80,13 +83,13 @@ impl<S: Simd> Visit<S> for Run<'_> {
         // SAFETY: the caller's promise. The register tile is as large as the registers allow.
         unsafe {
             match (S::MANY, self.count) {
-                (true, 1) => self.blocks::<S, R, 4, 1, 2>(),
-                (true, 2) => self.blocks::<S, R, 4, 2, 1>(),
-                (true, 3..=4) => self.blocks::<S, R, 4, 4, 1>(),
-                (true, _) => self.blocks::<S, R, 3, 8, 1>(),
-                (false, 1) => self.blocks::<S, R, 2, 1, 2>(),
-                (false, 2) => self.blocks::<S, R, 2, 2, 1>(),
-                (false, _) => self.blocks::<S, R, 1, 4, 1>(),
+                (true, 1) => self.streams::<S, R, 4, 1, 2>(),
+                (true, 2) => self.streams::<S, R, 4, 2, 1>(),
+                (true, 3..=4) => self.streams::<S, R, 4, 4, 1>(),
+                (true, _) => self.streams::<S, R, 3, 8, 1>(),
+                (false, 1) => self.streams::<S, R, 2, 1, 2>(),
+                (false, 2) => self.streams::<S, R, 2, 2, 1>(),
+                (false, _) => self.streams::<S, R, 1, 4, 1>(),
             }
         }
     }
@@ -115,46 +118,82 @@ impl Run<'_> {
         }
     }
 
-    /// `M` weight rows and `N` input rows at once, `U` running sums for each pair.
+    /// `M` weight rows and `N` input rows at once, `U` running sums for each pair. Rows come from `M`
+    /// streams far apart, each of which the CPU sees through and reads ahead.
     #[inline(always)]
-    unsafe fn blocks<S: Simd, R: Source, const M: usize, const N: usize, const U: usize>(&self) {
-        let inner = self.linear.rows.inner();
+    unsafe fn streams<S: Simd, R: Source, const M: usize, const N: usize, const U: usize>(&self) {
+        let rows = &self.linear.rows;
+        let Range { start, end } = self.share;
+        let part = end.min(rows.whole()).saturating_sub(start) / M;
+        // SAFETY: the plan sized input, output and scratch; the streams lie in the whole rows.
+        unsafe {
+            let source = R::whole(rows);
+            for row in start..start + part {
+                let at: [usize; M] = std::array::from_fn(|m| row + m * part);
+                self.tile::<S, R, M, N, U>(&source, at, M, AHEAD);
+            }
+            self.blocks::<S, R, M, N, U>(start + M * part..end);
+        }
+    }
+
+    /// The same for rows that follow each other.
+    #[inline(always)]
+    unsafe fn blocks<S: Simd, R: Source, const M: usize, const N: usize, const U: usize>(
+        &self,
+        rows: Range<usize>,
+    ) {
         let ahead = self.linear.ahead(M);
-        let mut row = self.share.start;
-        while row < self.share.end {
-            let end = self.share.end.min(row + M);
+        let mut row = rows.start;
+        while row < rows.end {
+            let end = rows.end.min(row + M);
             // SAFETY: the plan sized input, output and scratch.
             unsafe {
                 let source = R::of(&self.linear.rows, row..end, self.io.scratch);
-                let mut n = 0;
-                while n < self.count {
-                    let last = self.count - n - 1;
-                    // Rows and columns that are not there repeat the last one.
-                    let w: [R::Cursor; M] =
-                        std::array::from_fn(|m| source.row((row + m).min(end - 1)));
-                    let x: [*const f32; N] =
-                        std::array::from_fn(|i| self.x.add((n + i.min(last)) * inner));
-                    let sums = dot::<S, R::Cursor, M, N, U>(w, x, inner, ahead);
-                    let mut totals = [[0.0; N]; M];
-                    let flat = totals.as_flattened_mut();
-                    for (totals, sums) in flat.chunks_mut(4).zip(sums.as_flattened().chunks(4)) {
-                        match sums {
-                            &[a, b, c, d] => totals.copy_from_slice(&S::sum4([a, b, c, d])),
-                            _ => totals
-                                .iter_mut()
-                                .zip(sums)
-                                .for_each(|(t, v)| *t = S::sum(*v)),
-                        }
-                    }
-                    for (m, totals) in totals.iter().enumerate().take(end - row) {
-                        for (i, total) in totals.iter().enumerate().take(last + 1) {
-                            self.finish(row + m, n + i, *total);
-                        }
-                    }
-                    n += N;
-                }
+                // Rows that are not there repeat the last one.
+                let at = std::array::from_fn(|m| (row + m).min(end - 1));
+                self.tile::<S, R, M, N, U>(&source, at, end - row, ahead);
             }
             row = end;
+        }
+    }
+
+    /// The first `there` of rows `at`, times every input row.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, R: Source, const M: usize, const N: usize, const U: usize>(
+        &self,
+        source: &R,
+        at: [usize; M],
+        there: usize,
+        ahead: usize,
+    ) {
+        let inner = self.linear.rows.inner();
+        let mut n = 0;
+        while n < self.count {
+            let last = self.count - n - 1;
+            // SAFETY: the plan sized input and output; columns that are not there repeat the last one.
+            unsafe {
+                let w: [R::Cursor; M] = std::array::from_fn(|m| source.row(at[m]));
+                let x: [*const f32; N] =
+                    std::array::from_fn(|i| self.x.add((n + i.min(last)) * inner));
+                let sums = dot::<S, R::Cursor, M, N, U>(w, x, inner, ahead);
+                let mut totals = [[0.0; N]; M];
+                let flat = totals.as_flattened_mut();
+                for (totals, sums) in flat.chunks_mut(4).zip(sums.as_flattened().chunks(4)) {
+                    match sums {
+                        &[a, b, c, d] => totals.copy_from_slice(&S::sum4([a, b, c, d])),
+                        _ => totals
+                            .iter_mut()
+                            .zip(sums)
+                            .for_each(|(t, v)| *t = S::sum(*v)),
+                    }
+                }
+                for (&row, totals) in at.iter().zip(&totals).take(there) {
+                    for (i, total) in totals.iter().enumerate().take(last + 1) {
+                        self.finish(row, n + i, *total);
+                    }
+                }
+            }
+            n += N;
         }
     }
 
