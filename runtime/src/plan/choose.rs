@@ -2,7 +2,9 @@
 
 use super::form::{Candidate, Chosen, Form, Variant};
 use crate::kernels::cpu::chunk::Chunk;
-use crate::kernels::cpu::weights::{chunk_rows, largest_chunk, stream_rows, stream_width};
+use crate::kernels::cpu::weights::{
+    ROW_GROUP, chunk_rows, largest_chunk, stream_rows, stream_width,
+};
 use crate::kernels::cpu::{Isa, l1_bytes};
 
 /// The sizes that decide.
@@ -115,6 +117,9 @@ pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Candidate> {
         None if few => forms.extend([dense, bitmask].map(|f| (Variant::plain(f), false))),
         None => {
             forms.push((Variant::plain(Form::DensePanel), false));
+            if layer.wide && !layer.linear {
+                forms.push((Variant::plain(Form::DenseByRow), false));
+            }
             if let Some(stored) = layer.stored {
                 forms.push((Variant::plain(dense), false));
                 if stored.bitmask {
@@ -176,6 +181,12 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
     match variant.form {
         // One FMA per element, at 80 % of the peak.
         Form::DensePanel => vectors * rows * cols / 0.8 + traffic(4.0 * rows * cols, tiles),
+        // The same without lanes that no column fills, and the sums are transposed.
+        Form::DenseByRow => {
+            let rows = layer.rows.next_multiple_of(ROW_GROUP) as f64;
+            let columns = layer.columns as f64;
+            rows * columns * (cols / 16.0 / 0.84 + 1.0)
+        }
         // A load and an FMA per element, a weight's loads shared by the vectors of a tile, and per row
         // and chunk the sums to and from memory and the end of a loop.
         Form::StreamPanel => {

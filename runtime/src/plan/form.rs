@@ -11,6 +11,8 @@ use std::str::FromStr;
 pub enum Form {
     /// Every element, in register tiles over an activation panel.
     DensePanel,
+    /// Every element, in register tiles whose vectors are output rows: no lane is lost where columns are few.
+    DenseByRow,
     /// The non-zeros, as index streams over an activation panel.
     StreamPanel,
     /// Every element, as dot products from the bytes of the model.
@@ -25,8 +27,9 @@ pub enum Form {
 
 impl Form {
     /// Every form.
-    pub const ALL: [Form; 6] = [
+    pub const ALL: [Form; 7] = [
         Form::DensePanel,
+        Form::DenseByRow,
         Form::StreamPanel,
         Form::DenseRows,
         Form::BitmaskRows,
@@ -38,6 +41,7 @@ impl Form {
     pub const fn id(self) -> &'static str {
         match self {
             Form::DensePanel => "dense-panel",
+            Form::DenseByRow => "dense-by-row",
             Form::StreamPanel => "stream-panel",
             Form::DenseRows => "dense-rows",
             Form::BitmaskRows => "bitmask-rows",
@@ -49,9 +53,9 @@ impl Form {
     /// The word for this form in kernel names.
     pub const fn name(self) -> &'static str {
         match self {
-            Form::DensePanel | Form::DenseRows | Form::DenseChunk => "dense",
+            form if form.is_dense() => "dense",
             Form::StreamPanel => "stream",
-            Form::BitmaskRows | Form::BitmaskChunk => "bitmask",
+            _ => "bitmask",
         }
     }
 
@@ -59,6 +63,7 @@ impl Form {
     pub(super) const fn words(self) -> &'static str {
         match self {
             Form::DensePanel => "dense, packed",
+            Form::DenseByRow => "dense, packed by row",
             Form::DenseRows => "dense",
             Form::DenseChunk => "dense, from the file",
             Form::StreamPanel => "a stream of non-zeros",
@@ -69,7 +74,10 @@ impl Form {
 
     /// Whether it multiplies every element, zeros included, and stores them.
     pub const fn is_dense(self) -> bool {
-        matches!(self, Form::DensePanel | Form::DenseRows | Form::DenseChunk)
+        matches!(
+            self,
+            Form::DensePanel | Form::DenseByRow | Form::DenseRows | Form::DenseChunk
+        )
     }
 }
 

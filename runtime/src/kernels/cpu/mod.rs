@@ -3,6 +3,7 @@
 pub mod attention;
 #[cfg(test)]
 mod battery;
+pub(crate) mod by_row;
 pub mod chunk;
 pub mod conv;
 pub mod elementwise;

@@ -8,6 +8,9 @@ use std::ops::Range;
 /// Columns of an activation panel of dense weights: what one pass of the kernel covers.
 pub const PANEL: usize = 64;
 
+/// Output rows that a register tile of dense weights holds where its vectors are rows.
+pub const ROW_GROUP: usize = 2 * LANES;
+
 /// Most columns of an activation panel of an index stream, where registers hold that many.
 const WIDE_PANEL: usize = 128;
 

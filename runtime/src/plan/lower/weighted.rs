@@ -5,12 +5,15 @@ use super::super::form::{Candidate, Chosen, Form, Variant};
 use super::super::rewrite::{LinearUse, Unit, is_depthwise, linear_weight};
 use super::matrix::{Matrix, Scale, hash_weight};
 use super::{Context, Lowered, LoweredStep};
+use crate::kernels::cpu::by_row::MOST_COLUMNS;
 use crate::kernels::cpu::chunk::Chunk;
 use crate::kernels::cpu::conv::{Conv, ConvGeometry, PanelSet};
 use crate::kernels::cpu::linear::Linear;
 use crate::kernels::cpu::packed::{Expected, Hash};
 use crate::kernels::cpu::rows::Rows;
-use crate::kernels::cpu::weights::{DensePanels, IndexStream, PANEL, PanelWeights, chunk_rows};
+use crate::kernels::cpu::weights::{
+    DensePanels, IndexStream, PANEL, PanelWeights, ROW_GROUP, chunk_rows,
+};
 use crate::kernels::cpu::{Kernel, l1_bytes};
 use crate::model::{Op, Weight, padding_for};
 use crate::plan::{Residency, StepInfo, Weighted};
@@ -159,7 +162,11 @@ impl Packing<'_> {
     fn get(self, context: &Context<'_>) -> Arc<PanelSet> {
         let (unit, options) = (context.unit, context.options);
         // Row groups of dense panels differ by instruction set.
-        let (mr, variant) = (options.isa.dense_rows(), self.variant);
+        let variant = self.variant;
+        let mr = match variant.form {
+            Form::DenseByRow => ROW_GROUP,
+            _ => options.isa.dense_rows(),
+        };
         let key = format!("{}|{}|{variant}|{mr}", unit.node.name, unit.fused.join(","));
         context.model.derived().get_or_make(&key, || {
             let Some(cache) = context.pack_cache else {
@@ -209,6 +216,7 @@ impl Packing<'_> {
     fn chunk(&self) -> usize {
         match self.variant.form {
             Form::StreamPanel => self.variant.chunk,
+            Form::DenseByRow => chunk_rows(l1_bytes(), PANEL + ROW_GROUP),
             _ => 2 * chunk_rows(l1_bytes(), PANEL),
         }
     }
@@ -376,6 +384,7 @@ fn packed_bytes(set: &PanelSet) -> usize {
 fn panel_name(op: &str, variant: Variant, context: &Context<'_>) -> String {
     let tile = match variant.form {
         Form::DensePanel => format!("{}x64", context.options.isa.dense_rows()),
+        Form::DenseByRow => format!("{ROW_GROUP}x{MOST_COLUMNS}"),
         _ => format!("1x{}", variant.width),
     };
     format!("f32_{op}_{}_{tile}_{}", variant.form.name(), context.isa())
@@ -451,7 +460,7 @@ fn prepare_linear(context: &Context<'_>, linear: &LinearUse<'_>) -> Result<Prepa
     }
     let variant = decision.variant;
     let weights = match variant.form {
-        Form::DensePanel | Form::StreamPanel => {
+        Form::DensePanel | Form::DenseByRow | Form::StreamPanel => {
             let packing = Packing {
                 weight,
                 transpose: !linear.trans_b,

@@ -8,9 +8,10 @@ mod flat;
 mod strided;
 
 use super::Io;
+use super::by_row;
 use super::panel::{Tile, dense_rows, stream_rows};
 use super::simd::{LANES, Simd, first};
-use super::weights::PanelWeights;
+use super::weights::{PanelWeights, ROW_GROUP};
 use flat::Flat;
 use std::sync::Arc;
 use strided::Strided;
@@ -106,7 +107,8 @@ impl Conv {
             Source::Flat(flat) => flat.scratch_len(chunk, width),
             _ => 0,
         };
-        (chunk + 2 * most(PanelWeights::rows)) * width + split
+        let rows = most(PanelWeights::rows).next_multiple_of(ROW_GROUP);
+        (chunk + 2 * rows) * width + split
     }
 
     /// Runs this member's share.
@@ -174,8 +176,9 @@ impl Conv {
         unsafe {
             let panel = io.scratch;
             let partial = panel.add(chunk * width);
-            let transposed = partial.add(rows * width);
-            let split = transposed.add(rows * width);
+            let sums = rows.next_multiple_of(ROW_GROUP) * width;
+            let transposed = partial.add(sums);
+            let split = transposed.add(sums);
             let x = io.inputs[0].add((image * groups + group) * self.input_len);
             let at = (image * groups + group) * rows * self.columns + column;
             let residual = io.inputs.get(1).copied().unwrap_or(std::ptr::null());
@@ -221,6 +224,9 @@ impl Conv {
                 tile.last = c + 1 == chunks;
                 for block in blocks.clone() {
                     match weights {
+                        PanelWeights::Dense(w) if w.group == ROW_GROUP => {
+                            by_row::rows::<S>(w, block, c, count, &tile)
+                        }
                         PanelWeights::Dense(w) => dense_rows::<S>(w, block, c, vectors, &tile),
                         PanelWeights::Stream(w) => match vectors {
                             1 => stream_rows::<S, 1>(w, block, c, &tile),
