@@ -2,9 +2,7 @@
 
 use super::form::{Candidate, Chosen, Form, Variant};
 use crate::kernels::cpu::chunk::Chunk;
-use crate::kernels::cpu::weights::{
-    ROW_GROUP, chunk_rows, largest_chunk, stream_rows, stream_width,
-};
+use crate::kernels::cpu::weights::{ROW_GROUP, chunk_rows, largest_chunk, stream_width};
 use crate::kernels::cpu::{Isa, l1_bytes};
 
 /// The sizes that decide.
@@ -61,19 +59,11 @@ impl Layer {
         self.nonzeros as f64 / (self.rows * self.cols).max(1) as f64
     }
 
-    /// The stream that the cost model was fitted for: the widest panels, in the first-level cache
-    /// unless there are few non-zeros.
-    fn stream(&self) -> Variant {
-        let width = stream_width(self.columns, self.wide);
-        Variant::stream(width, stream_rows(self.l1_bytes, width, self.density()))
-    }
-
-    /// Streams over other panels: longer or shorter ones, and narrower ones.
+    /// Streams over wide and narrow panels, which fit the first-level cache or are three times as long.
     fn streams(&self) -> Vec<Variant> {
-        let first = self.stream();
-        let narrow = (first.width / 2).next_multiple_of(16);
-        let mut list = vec![first];
-        for width in [first.width, narrow] {
+        let wide = stream_width(self.columns, self.wide);
+        let mut list: Vec<Variant> = Vec::new();
+        for width in [wide, (wide / 2).next_multiple_of(16)] {
             let rows = chunk_rows(self.l1_bytes, width);
             for chunk in [rows, 3 * rows] {
                 let variant = Variant::stream(width, chunk.min(largest_chunk(width)));
@@ -167,51 +157,53 @@ pub fn is_legal(layer: &Layer, listed: &[Candidate], variant: Variant) -> bool {
     }
 }
 
+/// The estimate, in vector operations of a dense panel. The constants of panels are fitted to audits by
+/// `benches/fit.py`.
 fn cost(layer: &Layer, variant: Variant) -> f64 {
     let (rows, cols, nonzeros) = (layer.rows as f64, layer.cols as f64, layer.nonzeros as f64);
     let vectors = layer.columns.div_ceil(16) as f64;
     let element = layer.stored.map_or(4, |s| s.element) as f64;
     let passes = Chunk::passes(layer.columns, layer.cols);
-    // A linear layer's weights may exceed the caches; panels then read them for each 64 columns.
+    // A linear layer's weights may exceed the caches; panels then read them for each tile of columns.
     let traffic = |bytes: f64, times: usize| match layer.linear && bytes > CACHED {
-        true => 0.25 * bytes * times as f64,
+        true => 0.2 * bytes * times as f64,
         false => 0.0,
     };
-    let tiles = layer.columns.div_ceil(64);
     match variant.form {
-        // One FMA per element, at 80 % of the peak.
-        Form::DensePanel => vectors * rows * cols / 0.8 + traffic(4.0 * rows * cols, tiles),
+        Form::DensePanel => {
+            vectors * rows * cols + traffic(4.0 * rows * cols, layer.columns.div_ceil(64))
+        }
         // The same without lanes that no column fills, and the sums are transposed.
         Form::DenseByRow => {
             let rows = layer.rows.next_multiple_of(ROW_GROUP) as f64;
-            let columns = layer.columns as f64;
-            rows * columns * (cols / 16.0 / 0.84 + 1.0)
+            rows * layer.columns as f64 * (cols / 16.8 + 0.8)
         }
-        // A load and an FMA per element, a weight's loads shared by the vectors of a tile, and per row
-        // and chunk the sums to and from memory and the end of a loop.
+        // For each non-zero a load and an FMA by vector, dearer from beyond the first-level cache, and its
+        // own loads by tile; for each row of each chunk the sums, and the start and end of a loop.
         Form::StreamPanel => {
             let width = variant.width.max(1);
-            let chunks = layer.cols.div_ceil(variant.chunk.max(1)) as f64;
+            let sums = rows * layer.cols.div_ceil(variant.chunk.max(1)) as f64;
             let panel = layer.cols.min(variant.chunk) * width * 4;
-            let far = if panel > layer.l1_bytes { 1.25 } else { 1.0 };
-            let element = far + 2.8 * 16.0 / width as f64;
+            let load = if panel > layer.l1_bytes { 1.07 } else { 0.61 };
             let tiles = layer.columns.div_ceil(width);
-            vectors * (element * nonzeros + 9.5 * rows * chunks) + traffic(6.0 * nonzeros, tiles)
+            vectors * (load * nonzeros + 3.4 * sums)
+                + tiles as f64 * (3.7 * nonzeros + 20.0 * sums)
+                + traffic(6.0 * nonzeros, tiles)
         }
         // Bound by bytes, from somewhere between the second-level cache and memory.
-        Form::DenseRows => rows * cols / 16.0 * (1.0 + 0.5 * layer.columns as f64 + 0.96 * element),
+        Form::DenseRows => 0.05 * rows * cols * (1.0 + 0.5 * layer.columns as f64 + 0.96 * element),
         // The same, with an expansion per 16 elements.
         Form::BitmaskRows => {
-            rows * cols / 16.0 * (2.5 + 0.5 * layer.columns as f64) + 0.06 * element * nonzeros
+            0.05 * rows * cols * (2.5 + 0.5 * layer.columns as f64) + 0.05 * element * nonzeros
         }
         // As the dense panel, and for each pass a vector that is read, converted and stored.
         Form::DenseChunk => {
-            rows * cols * (vectors / 0.88 + 3.0 * passes as f64 / 16.0)
+            rows * cols * (0.91 * vectors + 0.15 * passes as f64)
                 + traffic(element * rows * cols, passes)
         }
         // The same with an expansion.
         Form::BitmaskChunk => {
-            rows * cols * (vectors / 0.88 + 5.0 * passes as f64 / 16.0)
+            rows * cols * (0.91 * vectors + 0.25 * passes as f64)
                 + traffic(rows * cols / 8.0 + element * nonzeros, passes)
         }
     }

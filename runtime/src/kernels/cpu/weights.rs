@@ -33,24 +33,6 @@ pub fn chunk_rows(l1_bytes: usize, width: usize) -> usize {
     (l1_bytes * 3 / 4 / (width * 4)).clamp(32, 256)
 }
 
-/// Non-zeros of a row and chunk below which the sums cost more than a panel in the second-level cache.
-const FEW: f64 = 8.0;
-
-/// Whether an index stream of this density uses longer chunks than the first-level cache holds.
-pub fn is_long(l1_bytes: usize, width: usize, density: f64) -> bool {
-    (chunk_rows(l1_bytes, width) as f64) * density < FEW
-}
-
-/// Rows of an index stream's chunks, which may leave the first-level cache.
-pub fn stream_rows(l1_bytes: usize, width: usize, density: f64) -> usize {
-    let times = if is_long(l1_bytes, width, density) {
-        3
-    } else {
-        1
-    };
-    times * chunk_rows(l1_bytes, width)
-}
-
 /// The most rows of a panel of `width` columns: an offset is a u16 in elements.
 pub fn largest_chunk(width: usize) -> usize {
     u16::MAX as usize / width.max(1)
