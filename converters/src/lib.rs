@@ -101,11 +101,20 @@ pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
             if options.arch.as_deref().is_none_or(|a| a == "bert") && hf::detect(&tensors) {
                 return hf::read_state_dict(&source, tensors, options);
             }
-            let mut model = arch::build(&source, tensors, options)?;
+            let mut model = arch::build(&source.path, tensors, options)?;
             model.metadata.source = Some(source.sha256());
             Ok(model)
         }
     }
+}
+
+/// The network that `options.arch` names, before any training: its weights are drawn from `seed`, the same on
+/// every machine.
+///
+/// # Errors
+/// When no architecture is named, or none of [`architectures`] has a member of this name.
+pub fn untrained(options: &Options, seed: u64) -> Result<Model> {
+    arch::fresh(options.arch.as_deref().unwrap_or_default(), seed, options)
 }
 
 /// Reads the tensors of a state dict: a PyTorch file or plain safetensors.

@@ -4,6 +4,7 @@ use crate::Result;
 use lacuna::model::{Dim, Node, Op, Shapes, Symbols, Weight, infer_shapes};
 use lacuna::{DType, Model};
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// How multiply-accumulates are counted, for printing beside a figure.
 pub const MAC_CONVENTION: &str = "1 MAC = one multiplication and one addition; convolutions and linear layers only \
@@ -71,6 +72,8 @@ pub struct Totals {
     pub prunable: usize,
     /// Those that are zero.
     pub prunable_zeros: usize,
+    /// Elements that training changes: every weight but the running statistics of batch normalisations.
+    pub trained: usize,
     /// Elements of every weight, biases and BatchNorm statistics included.
     pub parameters: usize,
     /// Those that are zero.
@@ -104,10 +107,24 @@ pub fn report(model: &Model, symbols: &Symbols) -> Result<ModelReport> {
         .into_iter()
         .map(|(name, node)| layer(model, &shapes, name, node))
         .collect();
+    let norms = model
+        .graph()
+        .nodes
+        .iter()
+        .filter(|n| matches!(n.op, Op::BatchNormalization { .. }));
+    let statistics: BTreeSet<&str> = norms
+        .flat_map(|n| n.inputs.iter().skip(3).map(String::as_str))
+        .collect();
     let zeros = |w: &Weight| w.numel() - w.count_nonzero();
     let totals = Totals {
         prunable: layers.iter().map(|l| l.size).sum(),
         prunable_zeros: layers.iter().map(|l| l.size - l.nonzeros).sum(),
+        trained: model
+            .weights()
+            .iter()
+            .filter(|(name, _)| !statistics.contains(name.as_str()))
+            .map(|(_, w)| w.numel())
+            .sum(),
         parameters: model.weights().values().map(Weight::numel).sum(),
         parameter_zeros: model.weights().values().map(zeros).sum(),
         dense_macs: layers.iter().map(|l| l.dense_macs).sum(),

@@ -3,6 +3,7 @@
 //! zeros on both sides) or are 1x1 convolutions (option B).
 
 use super::builder::{Builder, Value};
+use super::fresh::Fresh;
 use lacuna::model::{Op, PadMode, Weights};
 
 const STAGES: [&str; 3] = ["layer1", "layer2", "layer3"];
@@ -96,4 +97,30 @@ fn padded(
         y.channels = channels;
     }
     Ok(y)
+}
+
+/// `resnet-20` to `resnet-110` (depth 6n + 2): shortcuts without tensors, ten classes.
+pub(super) fn fresh(name: &str, f: &mut Fresh) -> bool {
+    let Some(depth) = super::depth(name, &["cifar-resnet", "resnet"]) else {
+        return false;
+    };
+    if !(8..=1202).contains(&depth) || depth % 6 != 2 || super::resnet::DEPTHS.contains(&depth) {
+        return false;
+    }
+    f.conv("conv1", 16, 3, 3);
+    f.norm("bn1", 16);
+    let mut inputs = 16;
+    for (s, stage) in STAGES.iter().enumerate() {
+        let channels = 16 << s;
+        for i in 0..(depth - 2) / 6 {
+            let part = |p: &str| format!("{stage}.{i}.{p}");
+            f.conv(&part("conv1"), channels, inputs, 3);
+            f.norm(&part("bn1"), channels);
+            f.conv(&part("conv2"), channels, channels, 3);
+            f.norm(&part("bn2"), channels);
+            inputs = channels;
+        }
+    }
+    f.linear("linear", 10, inputs);
+    true
 }

@@ -2,6 +2,7 @@
 //! a global mean and a linear layer.
 
 use super::builder::Builder;
+use super::fresh::Fresh;
 use lacuna::model::Weights;
 
 pub(super) fn detect(tensors: &Weights) -> bool {
@@ -22,4 +23,18 @@ pub(super) fn build(b: &mut Builder<'_>) -> Result<String, String> {
     }
     b.classify("fc", &x);
     Ok("fashion-cnn".into())
+}
+
+/// `fashion-cnn`: ten classes.
+pub(super) fn fresh(name: &str, f: &mut Fresh) -> bool {
+    if name != "fashion-cnn" {
+        return false;
+    }
+    const CHANNELS: [usize; 5] = [1, 32, 64, 128, 128];
+    for i in 1..CHANNELS.len() {
+        f.conv(&format!("conv{i}"), CHANNELS[i], CHANNELS[i - 1], 3);
+        f.norm(&format!("bn{i}"), CHANNELS[i]);
+    }
+    f.linear("fc", 10, CHANNELS[4]);
+    true
 }

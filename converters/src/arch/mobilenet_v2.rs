@@ -1,6 +1,7 @@
 //! torchvision's MobileNetV2: inverted residuals between a 3x3 stem and a 1x1 convolution.
 
 use super::builder::{Builder, Value};
+use super::fresh::Fresh;
 use lacuna::model::{Op, Weights};
 
 /// The stride of each inverted residual; no tensor tells it.
@@ -59,4 +60,45 @@ fn block(b: &mut Builder<'_>, name: &str, x: &Value, stride: usize) -> Value {
     } else {
         y
     }
+}
+
+/// `mobilenet-v2`: width 1, a thousand classes.
+pub(super) fn fresh(name: &str, f: &mut Fresh) -> bool {
+    if name != "mobilenet-v2" {
+        return false;
+    }
+    /// Expansion, output channels and repeats.
+    const SETTINGS: [(usize, usize, usize); 7] = [
+        (1, 16, 1),
+        (6, 24, 2),
+        (6, 32, 3),
+        (6, 64, 4),
+        (6, 96, 3),
+        (6, 160, 3),
+        (6, 320, 1),
+    ];
+    f.conv("features.0.0", 32, 3, 3);
+    f.norm("features.0.1", 32);
+    let (mut inputs, mut at) = (32, 1);
+    for (expansion, outputs, repeats) in SETTINGS {
+        for _ in 0..repeats {
+            let part = |p: &str| format!("features.{at}.conv.{p}");
+            let hidden = inputs * expansion;
+            let mut next = 0;
+            if expansion != 1 {
+                f.conv(&part("0.0"), hidden, inputs, 1);
+                f.norm(&part("0.1"), hidden);
+                next = 1;
+            }
+            f.grouped(&part(&format!("{next}.0")), hidden, hidden, 3, hidden);
+            f.norm(&part(&format!("{next}.1")), hidden);
+            f.conv(&part(&(next + 1).to_string()), outputs, hidden, 1);
+            f.norm(&part(&(next + 2).to_string()), outputs);
+            (inputs, at) = (outputs, at + 1);
+        }
+    }
+    f.conv("features.18.0", 1280, inputs, 1);
+    f.norm("features.18.1", 1280);
+    f.linear("classifier.1", 1000, 1280);
+    true
 }

@@ -2,7 +2,11 @@
 //! and wide ones included.
 
 use super::builder::{Builder, Value};
+use super::fresh::Fresh;
 use lacuna::model::Weights;
+
+/// The depths that torchvision has.
+pub(super) const DEPTHS: [usize; 5] = [18, 34, 50, 101, 152];
 
 const STAGES: [&str; 4] = ["layer1", "layer2", "layer3", "layer4"];
 
@@ -84,4 +88,41 @@ fn block(b: &mut Builder<'_>, name: &str, x: &Value, stride: usize, bottleneck: 
     };
     let y = b.add(&part("add"), &y, &short);
     b.relu(&part("relu"), &y)
+}
+
+/// `resnet-18` to `resnet-152`: a thousand classes.
+pub(super) fn fresh(name: &str, f: &mut Fresh) -> bool {
+    let (blocks, expansion) = match super::depth(name, &["resnet"]) {
+        Some(18) => ([2, 2, 2, 2], 1),
+        Some(34) => ([3, 4, 6, 3], 1),
+        Some(50) => ([3, 4, 6, 3], 4),
+        Some(101) => ([3, 4, 23, 3], 4),
+        Some(152) => ([3, 8, 36, 3], 4),
+        _ => return false,
+    };
+    f.conv("conv1", 64, 3, 7);
+    f.norm("bn1", 64);
+    let mut inputs = 64;
+    for (s, (stage, count)) in STAGES.iter().zip(blocks).enumerate() {
+        let width = 64 << s;
+        let outputs = width * expansion;
+        for i in 0..count {
+            let part = |p: &str| format!("{stage}.{i}.{p}");
+            let layers = match expansion {
+                1 => vec![(width, inputs, 3), (width, width, 3)],
+                _ => vec![(width, inputs, 1), (width, width, 3), (outputs, width, 1)],
+            };
+            for (n, (o, c, k)) in layers.into_iter().enumerate() {
+                f.conv(&part(&format!("conv{}", n + 1)), o, c, k);
+                f.norm(&part(&format!("bn{}", n + 1)), o);
+            }
+            if inputs != outputs || (i == 0 && s > 0) {
+                f.conv(&part("downsample.0"), outputs, inputs, 1);
+                f.norm(&part("downsample.1"), outputs);
+            }
+            inputs = outputs;
+        }
+    }
+    f.linear("fc", 1000, inputs);
+    true
 }

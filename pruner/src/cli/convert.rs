@@ -53,14 +53,14 @@ impl Convert {
         let written = Model::open(&self.output)?;
         let weights = written.weights();
         let report = Report {
-            input: self.source.model.clone(),
+            input: self.source.name(),
             output: self.output.clone(),
             name: written.graph().name.clone(),
             nodes: written.graph().nodes.len(),
             weights: weights.len(),
             sparse_weights: weights.values().filter(|w| w.is_sparse()).count(),
             parameters: weights.values().map(|w| w.numel()).sum(),
-            bytes_before: file_bytes(&self.source.model)?,
+            bytes_before: self.source.bytes()?,
             bytes_after: file_bytes(&self.output)?,
         };
         if self.json {

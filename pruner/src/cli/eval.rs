@@ -117,7 +117,7 @@ impl Eval {
         })?;
         bar.finish_and_clear();
         let report = Report {
-            model: self.source.model.clone(),
+            model: self.source.name(),
             accuracy,
             seconds: started.elapsed().as_secs_f64(),
         };
@@ -148,7 +148,7 @@ impl Eval {
         })?;
         bar.finish_and_clear();
         let report = TextReport {
-            model: self.source.model.clone(),
+            model: self.source.name(),
             text: path.to_owned(),
             measured,
             seconds: started.elapsed().as_secs_f64(),

@@ -36,10 +36,10 @@ impl Export {
         let model = self.source.open()?;
         write_dense(&model, &self.output)?;
         let report = Report {
-            input: self.source.model.clone(),
+            input: self.source.name(),
             output: self.output.clone(),
             tensors: model.weights().len(),
-            bytes_before: file_bytes(&self.source.model)?,
+            bytes_before: self.source.bytes()?,
             bytes_after: file_bytes(&self.output)?,
         };
         if self.json {

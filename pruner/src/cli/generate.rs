@@ -149,7 +149,7 @@ impl Generate {
         let first = first.unwrap_or_default().as_secs_f64();
         let decoded = generated.tokens.len().saturating_sub(1);
         let report = Report {
-            model: self.source.model.clone(),
+            model: self.source.name(),
             prompt,
             prompt_ids: ids,
             text,

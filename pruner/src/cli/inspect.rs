@@ -1,7 +1,7 @@
 //! `prune inspect`.
 
 use super::text::{self, Align, Table};
-use super::{Source, file_bytes, json};
+use super::{Source, json};
 use anyhow::Result;
 use clap::Args;
 use lacuna::model::Symbols;
@@ -22,6 +22,10 @@ pub struct Inspect {
 struct Output {
     file: PathBuf,
     file_bytes: u64,
+    /// Elements that training changes.
+    parameters: usize,
+    /// Multiply-accumulates at batch 1, were every weight dense.
+    macs: u64,
     mac_convention: &'static str,
     #[serde(flatten)]
     model: ModelReport,
@@ -29,11 +33,14 @@ struct Output {
 
 impl Inspect {
     pub fn run(&self) -> Result<String> {
+        let model = report(&self.source.open()?, &Symbols::new())?;
         let output = Output {
-            file: self.source.model.clone(),
-            file_bytes: file_bytes(&self.source.model)?,
+            parameters: model.totals.trained,
+            macs: model.totals.dense_macs,
+            file: self.source.name(),
+            file_bytes: self.source.bytes()?,
             mac_convention: MAC_CONVENTION,
-            model: report(&self.source.open()?, &Symbols::new())?,
+            model,
         };
         match self.json {
             true => json(&output),
@@ -46,11 +53,13 @@ impl Output {
     fn text(&self) -> String {
         let m = &self.model;
         let mut out = format!(
-            "{}: {}, {} nodes, {}\ninputs   {}\noutputs  {}\n",
+            "{}: {}, {} nodes, {}\nsize     {} parameters, {} MACs at batch 1\ninputs   {}\noutputs  {}\n",
             self.file.display(),
             m.name,
             m.nodes,
             text::bytes(self.file_bytes),
+            text::count(self.parameters as u64),
+            text::count(self.macs),
             m.inputs.join(", "),
             m.outputs.join(", "),
         );

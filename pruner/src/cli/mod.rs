@@ -67,9 +67,12 @@ impl Cli {
 /// A model to read.
 #[derive(Args)]
 struct Source {
-    /// A Lacuna file, ONNX, GGUF, a Hugging Face folder, or a state dict (.pth, .pt, .th, .safetensors)
-    model: PathBuf,
-    /// The architecture of a state dict [default: told from the names of its tensors]
+    /// A Lacuna file, ONNX, GGUF, a Hugging Face folder, or a state dict (.pth, .pt, .th, .safetensors); without one,
+    /// the network that --arch names, its weights random
+    #[arg(required_unless_present = "arch")]
+    model: Option<PathBuf>,
+    /// The architecture of a state dict, such as resnet-50, resnet-32, wrn-28-8 or mobilenet-v1 [default: told from
+    /// the names of its tensors]
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
     /// The attention heads of a BERT state dict that has no config.json beside it
@@ -78,6 +81,9 @@ struct Source {
     /// Give an encoder the output `sentence_embedding`, where no modules.json says whether it has one
     #[arg(long)]
     sentence: bool,
+    /// The seed of random weights
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    init_seed: u64,
 }
 
 impl Source {
@@ -88,7 +94,21 @@ impl Source {
             sentence: self.sentence,
             ..Default::default()
         };
-        Ok(lacuna_convert::open(&self.model, &options)?)
+        Ok(match &self.model {
+            Some(path) => lacuna_convert::open(path, &options)?,
+            None => lacuna_convert::untrained(&options, self.init_seed)?,
+        })
+    }
+
+    /// The file, or the architecture in its place.
+    fn name(&self) -> PathBuf {
+        let arch = || self.arch.clone().unwrap_or_default().into();
+        self.model.clone().unwrap_or_else(arch)
+    }
+
+    /// Bytes of the file; none of random weights.
+    fn bytes(&self) -> Result<u64> {
+        self.model.as_deref().map_or(Ok(0), file_bytes)
     }
 }
 

@@ -156,9 +156,9 @@ impl Options {
     fn run(&self, allocator: AllocatorName) -> Result<String> {
         let recipe = self.recipe(allocator)?;
         let model = self.source.open()?;
-        let input = || self.source.model.display().to_string();
+        let input = || self.source.name().display().to_string();
         let pruned = recipe.run(&model).with_context(input)?;
-        let before = State::of(&model, Some(file_bytes(&self.source.model)?))?;
+        let before = State::of(&model, Some(self.source.bytes()?))?;
         let after = match &self.output {
             Some(path) => State::of(&save(&pruned, path)?, Some(file_bytes(path)?))?,
             None => State::of(&pruned.model, None)?,
@@ -171,7 +171,7 @@ impl Options {
             layers.into_iter().map(|l| l.weight.clone()).collect()
         };
         let report = Report {
-            input: self.source.model.clone(),
+            input: self.source.name(),
             output: self.output.clone(),
             dry_run: self.dry_run,
             recipe_sha256: recipe.hash(),
