@@ -13,6 +13,7 @@ mod input;
 mod layer;
 mod memory;
 mod model;
+pub mod networks;
 pub mod report;
 mod runner;
 mod stats;
