@@ -244,7 +244,9 @@ fn a_language_model_has_its_prefill_and_decode_measured_apart() {
     else {
         panic!("a decoder generates text");
     };
-    assert_eq!((report.sparse_weights, report.packed_bytes), (14, 0));
+    assert_eq!(report.sparse_weights, 14);
+    // A model that fits the caches is decoded once, and then not executed from the file as well.
+    assert!(report.packed_bytes > 0);
     assert!(report.prefill_tps() > 0.0 && report.decode_tps() > 0.0);
     let beside = report.beside.as_ref().unwrap();
     assert!(beside.decode_speedup > 0.0 && beside.prefill_speedup > 0.0);
