@@ -16,6 +16,7 @@ mod model;
 pub mod networks;
 pub mod report;
 mod runner;
+pub mod shapes;
 mod stats;
 
 pub use audit::{Audit, AuditLayer, Compared, FormTime, TOLERANCE, Verdict, audit, tune};
