@@ -36,7 +36,7 @@ def main():
     if args.quick:
         command += ["--sample-size", "10", "--warm-up-time", "0.05", "--measurement-time", "0.1", "--nresamples", "1000"]
     command += [args.filter] if args.filter else []
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "criterion")
     rows = {}
     path = os.path.join("benches", "results", name, f"{args.bench}.csv")
