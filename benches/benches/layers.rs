@@ -7,86 +7,12 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lacuna::model::{Dim, Graph, Input, Node, Op, Padding};
 use lacuna::{Model, Session, SessionOptions, Tensor, TensorView, TensorViewMut, Weight};
 use lacuna_bench::normal;
+use lacuna_bench::shapes::{Conv, GEMMS, POINTWISE, SPATIAL, UNPRUNED};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Shares of weights that are not zero.
 const DENSITIES: [f64; 4] = [1.0, 0.5, 0.2, 0.1];
-
-/// A square convolution as it stands in a network, padded to keep the size.
-struct Conv {
-    /// Where it stands.
-    name: &'static str,
-    /// Input and output channels.
-    channels: (usize, usize),
-    /// Kernel height and width.
-    kernel: usize,
-    stride: usize,
-    /// Input height and width.
-    size: usize,
-    groups: usize,
-}
-
-const fn conv(
-    name: &'static str,
-    channels: (usize, usize),
-    kernel: usize,
-    stride: usize,
-    size: usize,
-) -> Conv {
-    Conv {
-        name,
-        channels,
-        kernel,
-        stride,
-        size,
-        groups: 1,
-    }
-}
-
-const fn depthwise(name: &'static str, channels: usize, stride: usize, size: usize) -> Conv {
-    Conv {
-        groups: channels,
-        ..conv(name, (channels, channels), 3, stride, size)
-    }
-}
-
-const POINTWISE: [Conv; 9] = [
-    conv("resnet50_s0_reduce", (256, 64), 1, 1, 56),
-    conv("resnet50_s0_expand", (64, 256), 1, 1, 56),
-    conv("resnet50_s2_reduce", (1024, 256), 1, 1, 14),
-    conv("resnet50_s2_down", (512, 1024), 1, 2, 28),
-    conv("resnet50_s3_expand", (512, 2048), 1, 1, 7),
-    conv("mobilenetv1_pw1", (64, 128), 1, 1, 56),
-    conv("mobilenetv1_pw6", (512, 512), 1, 1, 14),
-    conv("mobilenetv1_pw12", (1024, 1024), 1, 1, 7),
-    conv("mobilenetv2_project", (144, 24), 1, 1, 56),
-];
-
-const SPATIAL: [Conv; 5] = [
-    conv("resnet50_s0", (64, 64), 3, 1, 56),
-    conv("resnet50_s1", (128, 128), 3, 1, 28),
-    conv("resnet50_s2_stride2", (256, 256), 3, 2, 28),
-    conv("resnet50_s2", (256, 256), 3, 1, 14),
-    conv("resnet50_s3", (512, 512), 3, 1, 7),
-];
-
-/// Depthwise convolutions and stems are not pruned.
-const UNPRUNED: [Conv; 5] = [
-    depthwise("mobilenetv1_dw1", 64, 2, 112),
-    depthwise("mobilenetv1_dw6", 512, 1, 14),
-    depthwise("mobilenetv2_96", 96, 2, 112),
-    depthwise("mobilenetv2_144", 144, 1, 56),
-    conv("resnet50_stem", (3, 64), 7, 2, 224),
-];
-
-/// Name, rows of the input, inputs and outputs of a linear layer.
-const LINEAR: [(&str, usize, usize, usize); 4] = [
-    ("resnet50_classifier", 1, 2048, 1000),
-    ("mobilenet_classifier_batch16", 16, 1280, 1000),
-    ("4096x4096", 1, 4096, 4096),
-    ("4096x4096_batch64", 64, 4096, 4096),
-];
 
 /// Normal values, the small ones zero so that a share of `density` is left.
 fn weight(shape: &[usize], density: f64) -> Weight {
@@ -187,7 +113,7 @@ fn all(c: &mut Criterion) {
     convolutions(c, "conv1x1", &POINTWISE, &DENSITIES);
     convolutions(c, "conv3x3", &SPATIAL, &DENSITIES);
     convolutions(c, "unpruned", &UNPRUNED, &[1.0]);
-    for (name, rows, inputs, outputs) in LINEAR {
+    for (name, rows, inputs, outputs) in GEMMS {
         let op = Op::Gemm {
             alpha: 1.0,
             beta: 1.0,

@@ -7,22 +7,14 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lacuna::model::{Bitmask, Bytes, Dim, Encoding, Graph, Input, Node, Op, Weights};
 use lacuna::{DType, Model, Session, SessionOptions, Tensor, TensorView, TensorViewMut, Weight};
 use lacuna_bench::normal;
+use lacuna_bench::shapes::LINEAR;
 use std::time::Duration;
 
-/// Outputs and inputs: those of SmolLM2-135M, its output layer last, and a larger model's.
-const SHAPES: [(usize, usize); 6] = [
-    (576, 576),
-    (192, 576),
-    (1536, 576),
-    (576, 1536),
-    (49152, 576),
-    (4096, 4096),
-];
-const DTYPES: [DType; 2] = [DType::BF16, DType::F32];
+const DTYPES: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
 /// Shares of weights that are not zero.
 const DENSITIES: [f64; 3] = [1.0, 0.5, 0.3];
 /// Columns of activations: tokens.
-const COLUMNS: [usize; 4] = [1, 4, 16, 128];
+const COLUMNS: [usize; 5] = [1, 4, 8, 16, 128];
 /// Bytes of weights that no cache holds.
 const COLD: usize = 128 << 20;
 
@@ -36,12 +28,9 @@ fn weight(outer: usize, inner: usize, dtype: DType, density: f64) -> Weight {
         let kept = (state >> 40) as f64 / (1u64 << 24) as f64;
         if kept < density { v } else { 0.0 }
     });
-    // The upper half of an f32 is a bfloat16, rounded to zero.
-    let from = if dtype == DType::BF16 { 2 } else { 0 };
-    let bytes: Vec<u8> = values
-        .flat_map(|v| v.to_le_bytes().into_iter().skip(from))
-        .collect();
-    let weight = Weight::dense(vec![outer, inner], dtype, bytes.into()).expect("the shape's bytes");
+    let values: Vec<f32> = values.collect();
+    let weight = Weight::from_f32(&[outer, inner], &values);
+    let weight = weight.to_dtype(dtype).expect("normal values fit");
     if density < 1.0 {
         weight.encode()
     } else {
@@ -126,7 +115,7 @@ fn layer(
 }
 
 fn all(c: &mut Criterion) {
-    for (outer, inner) in SHAPES {
+    for (outer, inner) in LINEAR {
         for dtype in DTYPES {
             for density in DENSITIES {
                 let weight = weight(outer, inner, dtype, density);

@@ -13,8 +13,10 @@ mod input;
 mod layer;
 mod memory;
 mod model;
+pub mod networks;
 pub mod report;
 mod runner;
+pub mod shapes;
 mod stats;
 
 pub use audit::{Audit, AuditLayer, Compared, FormTime, TOLERANCE, Verdict, audit, tune};

@@ -81,4 +81,5 @@ def main():
         print(f"  {name:60s} median {statistics.median(times):9.3f} ms   x{ratio:.2f}")
 
 
-main()
+if __name__ == "__main__":
+    main()
