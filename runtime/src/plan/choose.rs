@@ -2,6 +2,7 @@
 
 use super::form::{Candidate, Chosen, Form, Variant};
 use crate::kernels::cpu::chunk::Chunk;
+use crate::kernels::cpu::lookup::MOST_INPUTS;
 use crate::kernels::cpu::weights::{ROW_GROUP, chunk_rows, largest_chunk, stream_width};
 use crate::kernels::cpu::{Isa, l1_bytes};
 
@@ -83,6 +84,10 @@ impl Layer {
 /// Input rows up to which dot products are used.
 pub const MOST_DOT_COLUMNS: usize = 8;
 
+/// The cost of a byte from memory: mapped, and packed in huge pages.
+const MAPPED: f64 = 0.22;
+const PACKED: f64 = 0.14;
+
 /// Bytes of weights that stay in a core's caches.
 const CACHED: f64 = 4e6;
 
@@ -116,6 +121,12 @@ pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Candidate> {
                     forms.push((Variant::plain(bitmask), false));
                 }
             }
+        }
+    }
+    if layer.linear && only.is_none() {
+        forms.push((Variant::plain(Form::DenseOutputs), false));
+        if few && layer.cols <= MOST_INPUTS {
+            forms.push((Variant::plain(Form::LookupRows), false));
         }
     }
     let copy = only.is_some();
@@ -169,6 +180,12 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
         true => 0.2 * bytes * times as f64,
         false => 0.0,
     };
+    let (few, columns) = (layer.columns <= MOST_DOT_COLUMNS, layer.columns as f64);
+    // What the caches do not hold comes at the memory's speed, which hides the work.
+    let far = |near: f64, bytes: f64, byte: f64| match bytes > CACHED {
+        true => near.max(byte * bytes),
+        false => near,
+    };
     match variant.form {
         Form::DensePanel => {
             vectors * rows * cols + traffic(4.0 * rows * cols, layer.columns.div_ceil(64))
@@ -186,15 +203,37 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
             let panel = layer.cols.min(variant.chunk) * width * 4;
             let load = if panel > layer.l1_bytes { 1.07 } else { 0.61 };
             let tiles = layer.columns.div_ceil(width);
+            // Narrow tiles do other work meanwhile.
+            let own = 1.1 + 0.65 * (width as f64 / 16.0).min(4.0);
             vectors * (load * nonzeros + 3.4 * sums)
-                + tiles as f64 * (3.7 * nonzeros + 20.0 * sums)
+                + tiles as f64 * (own * nonzeros + 20.0 * sums)
                 + traffic(6.0 * nonzeros, tiles)
         }
+        // A weight's load is shared by all columns; few columns are bound by bytes.
+        Form::DenseOutputs => {
+            let near = if few {
+                (0.92 * columns).max(4.3)
+            } else {
+                0.8 + 0.84 * columns
+            };
+            far(rows * cols / 16.0 * near, 4.0 * rows * cols, PACKED)
+        }
+        // Per step a permutation for each column; the sparser, the more lanes are idle.
+        Form::LookupRows => {
+            let steps = (nonzeros + 0.055 * rows * cols) / 16.0;
+            far(steps * (3.6 + 1.9 * columns), 82.0 * steps, PACKED)
+        }
         // Bound by bytes, from somewhere between the second-level cache and memory.
-        Form::DenseRows => 0.05 * rows * cols * (1.0 + 0.5 * layer.columns as f64 + 0.96 * element),
+        Form::DenseRows => {
+            let bytes = element * rows * cols;
+            let near = 0.05 * rows * cols * (1.0 + 0.5 * columns + 0.96 * element);
+            far(near, bytes, MAPPED)
+        }
         // The same, with an expansion per 16 elements.
         Form::BitmaskRows => {
-            0.05 * rows * cols * (2.5 + 0.5 * layer.columns as f64) + 0.05 * element * nonzeros
+            let bytes = rows * cols / 8.0 + element * nonzeros;
+            let near = 0.05 * rows * cols * (2.5 + 0.5 * columns) + 0.05 * element * nonzeros;
+            far(near, bytes, MAPPED)
         }
         // As the dense panel, and for each pass a vector that is read, converted and stored.
         Form::DenseChunk => {
@@ -303,11 +342,11 @@ mod tests {
     }
 
     #[test]
-    fn half_of_the_weights_is_enough_for_rows_and_large_weights_are_read_once() {
+    fn zeros_are_left_out_where_they_are_enough_and_large_weights_are_read_once() {
         let kept = Some(stored(4, true, false));
-        assert_eq!(best(&layer(1, 0.5, kept), false), Form::BitmaskRows);
-        assert_eq!(best(&layer(1, 0.9, kept), false), Form::DenseRows);
-        assert_eq!(best(&layer(256, 1.0, kept), true), Form::DenseChunk);
+        assert_eq!(best(&layer(1, 0.5, kept), false), Form::LookupRows);
+        assert_eq!(best(&layer(1, 0.95, kept), false), Form::DenseOutputs);
+        assert_eq!(best(&layer(256, 1.0, kept), true), Form::DenseOutputs);
         assert_eq!(best(&layer(256, 0.1, kept), false), Form::StreamPanel);
     }
 

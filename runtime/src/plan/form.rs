@@ -15,6 +15,10 @@ pub enum Form {
     DenseByRow,
     /// The non-zeros, as index streams over an activation panel.
     StreamPanel,
+    /// Every element of a linear layer, in vectors of outputs: activations are read as they lie.
+    DenseOutputs,
+    /// The non-zeros of sixteen rows at a time, each lane's input looked up in a window.
+    LookupRows,
     /// Every element, as dot products from the bytes of the model.
     DenseRows,
     /// Mask and non-zeros, as dot products from the bytes of the model.
@@ -27,10 +31,12 @@ pub enum Form {
 
 impl Form {
     /// Every form.
-    pub const ALL: [Form; 7] = [
+    pub const ALL: [Form; 9] = [
         Form::DensePanel,
         Form::DenseByRow,
         Form::StreamPanel,
+        Form::DenseOutputs,
+        Form::LookupRows,
         Form::DenseRows,
         Form::BitmaskRows,
         Form::DenseChunk,
@@ -43,6 +49,8 @@ impl Form {
             Form::DensePanel => "dense-panel",
             Form::DenseByRow => "dense-by-row",
             Form::StreamPanel => "stream-panel",
+            Form::DenseOutputs => "dense-outputs",
+            Form::LookupRows => "lookup-rows",
             Form::DenseRows => "dense-rows",
             Form::BitmaskRows => "bitmask-rows",
             Form::DenseChunk => "dense-chunk",
@@ -55,6 +63,7 @@ impl Form {
         match self {
             form if form.is_dense() => "dense",
             Form::StreamPanel => "stream",
+            Form::LookupRows => "lookup",
             _ => "bitmask",
         }
     }
@@ -64,6 +73,8 @@ impl Form {
         match self {
             Form::DensePanel => "dense, packed",
             Form::DenseByRow => "dense, packed by row",
+            Form::DenseOutputs => "dense, packed by outputs",
+            Form::LookupRows => "non-zeros of sixteen rows at a time",
             Form::DenseRows => "dense",
             Form::DenseChunk => "dense, from the file",
             Form::StreamPanel => "a stream of non-zeros",
@@ -76,7 +87,11 @@ impl Form {
     pub const fn is_dense(self) -> bool {
         matches!(
             self,
-            Form::DensePanel | Form::DenseByRow | Form::DenseRows | Form::DenseChunk
+            Form::DensePanel
+                | Form::DenseByRow
+                | Form::DenseOutputs
+                | Form::DenseRows
+                | Form::DenseChunk
         )
     }
 }

@@ -11,11 +11,16 @@ pub mod gather;
 pub mod generic;
 mod isa;
 pub mod linear;
+pub mod lookup;
 mod math;
 pub mod norm;
+pub mod outputs;
 pub mod packed;
+#[cfg(test)]
+mod packed_battery;
 mod panel;
 pub mod position;
+mod room;
 pub mod rows;
 mod simd;
 mod softmax;
@@ -39,6 +44,10 @@ pub enum Kernel {
     Linear(linear::Linear),
     /// A linear layer of many columns, from the model's own bytes.
     Chunk(chunk::Chunk),
+    /// A dense linear layer, its weights packed by outputs.
+    Outputs(outputs::Outputs),
+    /// A sparse linear layer of few columns, its non-zeros packed.
+    Lookup(lookup::Lookup),
     /// Activations, sums of equal shapes, softmax of rows.
     Elementwise(elementwise::Elementwise),
     /// Normalization of rows, means over tokens.
@@ -128,6 +137,8 @@ impl Kernel {
             Kernel::Window(k) => k.scratch_len(),
             Kernel::Linear(k) => k.scratch_len(),
             Kernel::Chunk(k) => k.scratch_len(),
+            Kernel::Outputs(k) => k.scratch_len(),
+            Kernel::Lookup(k) => k.scratch_len(),
             Kernel::Attention(k) => k.scratch_len(),
             _ => 0,
         }
@@ -148,6 +159,8 @@ impl Kernel {
                 Kernel::Window(k) => k.run::<S>(io),
                 Kernel::Linear(k) => k.run::<S>(io),
                 Kernel::Chunk(k) => k.run::<S>(io),
+                Kernel::Outputs(k) => k.run::<S>(io),
+                Kernel::Lookup(k) => k.run::<S>(io),
                 Kernel::Elementwise(k) => k.run::<S>(io),
                 Kernel::Norm(k) => k.run::<S>(io),
                 Kernel::Gather(k) => k.run(io),

@@ -140,6 +140,17 @@ pub unsafe trait Simd: Copy {
     unsafe fn expand_pairs(_: *const u8, _: u32) -> (Self::V, Self::V) {
         unreachable!("only called where `PAIRS`")
     }
+    /// Two vectors of `N` columns lie at `x`, all columns' first ones before their second ones. For each column:
+    /// lane `i` is the element, of 32, that the `i`-th of sixteen bytes names.
+    #[inline(always)]
+    unsafe fn lookup<const N: usize>(x: *const f32, indices: *const u8) -> [Self::V; N] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let indices: [u8; LANES] = indices.cast::<[u8; LANES]>().read();
+            let at = indices.map(|i| i as usize / LANES * N * LANES + i as usize % LANES);
+            std::array::from_fn(|n| Self::load(at.map(|at| *x.add(n * LANES + at)).as_ptr()))
+        }
+    }
     /// Lane `j` of vector `i` becomes lane `i` of vector `j`.
     unsafe fn transpose(v: [Self::V; LANES]) -> [Self::V; LANES];
     /// Asks for the cache line of any address, mapped or not.

@@ -9,6 +9,8 @@ use crate::kernels::cpu::by_row::MOST_COLUMNS;
 use crate::kernels::cpu::chunk::Chunk;
 use crate::kernels::cpu::conv::{Conv, ConvGeometry, PanelSet};
 use crate::kernels::cpu::linear::Linear;
+use crate::kernels::cpu::lookup::{Lookup, LookupRows};
+use crate::kernels::cpu::outputs::{OutputPanels, Outputs};
 use crate::kernels::cpu::packed::{Expected, Hash};
 use crate::kernels::cpu::rows::Rows;
 use crate::kernels::cpu::weights::{
@@ -55,6 +57,8 @@ pub(super) struct Prepared {
 
 enum Weights {
     Panels(Arc<PanelSet>),
+    Outputs(Arc<OutputPanels>),
+    Lookup(Arc<LookupRows>),
     Rows(Rows, Residency),
 }
 
@@ -471,6 +475,17 @@ fn prepare_linear(context: &Context<'_>, linear: &LinearUse<'_>) -> Result<Prepa
             };
             Weights::Panels(packing.get(context))
         }
+        Form::DenseOutputs => {
+            let many = context.options.isa.has_many_registers();
+            let bias = bias_of(context, linear)?;
+            let pack = |matrix: &Matrix<'_>| OutputPanels::pack(outer, inner, many, bias, matrix);
+            Weights::Outputs(packed_rows(context, linear, weight, variant, pack))
+        }
+        Form::LookupRows => {
+            let bias = bias_of(context, linear)?;
+            let pack = |matrix: &Matrix<'_>| LookupRows::pack(outer, inner, bias, matrix);
+            Weights::Lookup(packed_rows(context, linear, weight, variant, pack))
+        }
         form => {
             let (rows, residency) = weight_rows(context, linear, weight, form)?;
             Weights::Rows(rows, residency)
@@ -511,6 +526,26 @@ pub(super) fn linear(
             );
             let kernel = Kernel::Conv(Conv::linear(columns, packed, unit.clamp));
             let name = panel_name("linear", variant, context);
+            (kernel, Residency::Packed, bytes, macs, name)
+        }
+        Weights::Outputs(weights) => {
+            let name = format!("f32_linear_dense_outputs_{}", context.isa());
+            let bytes = weights.byte_len();
+            let kernel = Kernel::Outputs(Outputs {
+                weights,
+                count: columns,
+                clamp: unit.clamp,
+            });
+            (kernel, Residency::Packed, bytes, outer * inner, name)
+        }
+        Weights::Lookup(weights) => {
+            let name = format!("f32_linear_lookup_rows_{}", context.isa());
+            let (bytes, macs) = (weights.byte_len(), weights.nonzeros());
+            let kernel = Kernel::Lookup(Lookup {
+                weights,
+                count: columns,
+                clamp: unit.clamp,
+            });
             (kernel, Residency::Packed, bytes, macs, name)
         }
         Weights::Rows(rows, residency) => {
@@ -565,6 +600,28 @@ pub(super) fn linear(
         out_len: out.iter().product(),
     });
     Ok(())
+}
+
+/// A form made of a linear layer's rows, once for all sessions of a model and every number of columns.
+fn packed_rows<T: Send + Sync + 'static>(
+    context: &Context<'_>,
+    linear: &LinearUse<'_>,
+    weight: &Weight,
+    variant: Variant,
+    pack: impl FnOnce(&Matrix<'_>) -> T,
+) -> Arc<T> {
+    // A panel's width depends on the registers.
+    let many = context.options.isa.has_many_registers();
+    let unit = context.unit;
+    let key = format!(
+        "{}|{}|{variant}|{many}",
+        unit.node.name,
+        unit.fused.join(",")
+    );
+    context.model.derived().get_or_make(&key, || {
+        let scale = Scale::All(linear.alpha);
+        pack(&Matrix::new(weight, !linear.trans_b, scale))
+    })
 }
 
 /// The word for a dtype in kernel names.

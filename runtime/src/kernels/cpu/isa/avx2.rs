@@ -100,6 +100,18 @@ unsafe fn even8(p: *const f32, n: usize) -> __m256 {
     }
 }
 
+/// Where elements of a column lie among those of `N` that take turns by vectors.
+#[inline(always)]
+unsafe fn places<const N: usize>(indices: __m128i) -> __m256i {
+    // SAFETY: the caller runs with AVX2.
+    unsafe {
+        let indices = _mm256_cvtepu8_epi32(indices);
+        let vectors = _mm256_srli_epi32::<4>(indices);
+        let step = _mm256_set1_epi32(((N - 1) * LANES) as i32);
+        _mm256_add_epi32(indices, _mm256_mullo_epi32(vectors, step))
+    }
+}
+
 #[inline(always)]
 unsafe fn scale8(v: __m256, n: __m256) -> __m256 {
     // SAFETY: the caller runs with AVX2.
@@ -244,6 +256,20 @@ unsafe impl Simd for Avx2 {
             let low = mask as u8;
             let rest = p.add(low.count_ones() as usize * E::SIZE);
             (expand8::<E>(p, low), expand8::<E>(rest, (mask >> 8) as u8))
+        }
+    }
+    #[inline(always)]
+    unsafe fn lookup<const N: usize>(x: *const f32, indices: *const u8) -> [V; N] {
+        unsafe {
+            let low = places::<N>(_mm_loadl_epi64(indices.cast()));
+            let high = places::<N>(_mm_loadl_epi64(indices.add(8).cast()));
+            let mut found = [Self::splat(0.0); N];
+            for (n, found) in found.iter_mut().enumerate() {
+                let x = x.add(n * LANES);
+                found.0 = _mm256_i32gather_ps::<4>(x, low);
+                found.1 = _mm256_i32gather_ps::<4>(x, high);
+            }
+            found
         }
     }
     #[inline(always)]

@@ -158,6 +158,18 @@ unsafe impl<const VBMI2: bool> Simd for Avx512<VBMI2> {
         }
     }
     #[inline(always)]
+    unsafe fn lookup<const N: usize>(x: *const f32, indices: *const u8) -> [__m512; N] {
+        unsafe {
+            let indices = _mm512_cvtepu8_epi32(_mm_loadu_si128(indices.cast()));
+            let mut found = [_mm512_setzero_ps(); N];
+            for (n, found) in found.iter_mut().enumerate() {
+                let vector = |w: usize| _mm512_loadu_ps(x.add((w * N + n) * LANES));
+                *found = _mm512_permutex2var_ps(vector(0), indices, vector(1));
+            }
+            found
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose(v: [__m512; LANES]) -> [__m512; LANES] {
         unsafe {
             let mut a = v;
