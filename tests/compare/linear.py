@@ -7,6 +7,9 @@ LINEAR_LAYERS is the example of that name, built. Peers: ONNX Runtime and OpenVI
 interpreter of an environment that has it) and MKL's CSR (with its library in this environment) on the pruned one. With
 --cold each runs as many layers in turn as their weights fill 128 MB; DeepSparse, whose graph would take gigabytes,
 is then left out. Prints a line for each cell, and appends it to --json. Needs numpy, onnx, onnxruntime, openvino, scipy, mkl.
+
+  linear.py --table FILE LIMITS LIMITS       the cells of --json as Markdown; limits with one thread and with two: multiply-adds
+                                             in G/s, bytes from the third-level cache and from memory in GB/s
 """
 import argparse
 import json
@@ -176,6 +179,32 @@ def mkl(outer, inner, n, sparsity, threads, layers, x):
     return run
 
 
+def table(path, limits):
+    """Markdown of what --json wrote: for each cell our time, how many times the best peer's that is, the goal and the
+    share of the limit, which is arithmetic on the non-zeros or reading them with a bitmask."""
+    rows = {}
+    for line in open(path):
+        c = json.loads(line)
+        outer, inner = numbers(c["shape"].replace("x", ","))
+        kept = outer * inner * (100 - c["sparsity"]) / 100
+        peak, l3, memory = limits[c["threads"]]
+        size = 4 * kept + outer * inner / 8
+        bandwidth = memory if c["cold"] or size > 32e6 else l3
+        limit = max(size / bandwidth, kept * c["n"] / peak) / 1e3
+        us, best = c["us"], c["us"][c["best"]]
+        dense = min(us[name] for name in ("onnxruntime", "openvino") if name in us)
+        goal = 1.1 if limit < 0.75 * best else 1.0
+        ok = best / us["ours"] >= goal - 0.005 and dense / us["ours"] >= 0.965
+        cell = f"{us['ours']:.0f}, {best / us['ours']:.2f}{'' if ok else ' (!)'} {c['best'][:2]}, {100 * limit / us['ours']:.0f} %"
+        key = (c["shape"], c["n"], c["threads"], c["cold"])
+        rows.setdefault(key, {})[c["sparsity"]] = cell if goal > 1 else cell + " *"
+    levels = sorted({s for row in rows.values() for s in row})
+    print("| layer | N | threads | " + " | ".join(f"{s} %" for s in levels) + " |")
+    print("|---" * (3 + len(levels)) + "|")
+    for (shape, n, threads, cold), row in sorted(rows.items(), key=lambda r: (r[0][3], r[0][0], r[0][1], r[0][2])):
+        print(f"| {shape}{', cold' * cold} | {n} | {threads} | " + " | ".join(row.get(s, "") for s in levels) + " |")
+
+
 def numbers(text):
     return [int(v) for v in text.split(",")]
 
@@ -184,6 +213,9 @@ def main():
     if sys.argv[1:2] == ["--peer"]:
         runtime, path, *rest = sys.argv[2:]
         return peer(runtime, path, *map(int, rest))
+    if sys.argv[1:2] == ["--table"]:
+        given = [list(map(float, text.split(","))) for text in sys.argv[3:5]]
+        return table(sys.argv[2], {1: given[0], 2: given[1]})
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("program")
     a.add_argument("--shape", default="4096x4096")
