@@ -4,7 +4,7 @@
   lacuna-bench MODEL --audit --threads 1 --json > a.json        for several models and sparsities
   fit.py a.json [b.json ...] [--l1 49152]
 
-Minimises, over the layers, how far the form that the model would choose is behind the fastest. Prints the constants
+The estimate of `dense-by-row` is taken as it is. Minimises, over the layers, how far the form that the model would choose is behind the fastest. Prints the constants
 (one vector operation of a dense panel is 1) and what is left. Needs numpy.
 """
 import argparse
@@ -28,6 +28,8 @@ def layers(paths, l1):
             for form in layer["forms"]:
                 if form["form"] == "dense-panel":
                     features = [0, 0, 0, 0, 0, vectors * o * cols]
+                elif form["form"] == "dense-by-row":
+                    features = [0, 0, 0, 0, 0, math.ceil(o / 32) * 32 * columns * (cols / 16.8 + 0.8)]
                 else:
                     width, chunk = map(int, re.fullmatch(r"stream-panel-(\d+)x(\d+)", form["form"]).groups())
                     chunks, tiles = math.ceil(cols / chunk), math.ceil(columns / width)

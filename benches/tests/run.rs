@@ -253,7 +253,7 @@ fn a_language_model_has_its_prefill_and_decode_measured_apart() {
     for layers in &report.layers {
         let down = layers.iter().find(|l| l.node == "layers.0.down_proj");
         let down = down.unwrap();
-        assert!(down.kernel.contains("bitmask") && down.dense_ms.is_some());
+        assert!(down.dense_ms.is_some());
         let shares: f64 = layers.iter().map(|l| l.share).sum();
         assert!((shares - 1.0).abs() < 1e-9);
     }

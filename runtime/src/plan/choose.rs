@@ -201,12 +201,12 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
             let width = variant.width.max(1);
             let sums = rows * layer.cols.div_ceil(variant.chunk.max(1)) as f64;
             let panel = layer.cols.min(variant.chunk) * width * 4;
-            let load = if panel > layer.l1_bytes { 1.07 } else { 0.61 };
+            let load = if panel > layer.l1_bytes { 1.36 } else { 0.78 };
             let tiles = layer.columns.div_ceil(width);
             // Narrow tiles do other work meanwhile.
-            let own = 1.1 + 0.65 * (width as f64 / 16.0).min(4.0);
-            vectors * (load * nonzeros + 3.4 * sums)
-                + tiles as f64 * (own * nonzeros + 20.0 * sums)
+            let own = (1.26 + 0.32 * width as f64 / 16.0).min(1.9);
+            vectors * (load * nonzeros + 2.95 * sums)
+                + tiles as f64 * (own * nonzeros + 28.0 * sums)
                 + traffic(6.0 * nonzeros, tiles)
         }
         // A weight's load is shared by all columns; few columns are bound by bytes.
