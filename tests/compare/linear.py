@@ -12,6 +12,7 @@ is then left out. Prints a line for each cell, and appends it to --json. Needs n
                                              in G/s, bytes from the third-level cache and from memory in GB/s
 """
 import argparse
+import atexit
 import json
 import os
 import random
@@ -23,6 +24,18 @@ import tempfile
 import time
 
 COLD_BYTES = 128 << 20
+RUNNING = []
+
+
+def end(*_):
+    # A stopped process would outlive this one, and whatever waits for its files and locks would wait.
+    for process in RUNNING:
+        process.kill()
+    if _:
+        sys.exit(1)
+
+
+atexit.register(end)
 
 
 class Ours:
@@ -33,6 +46,8 @@ class Ours:
         self.pause()
 
     def pause(self):
+        if self.process not in RUNNING:
+            RUNNING.append(self.process)
         # Threads that wait for work spin for a while, beside the next burst.
         self.process.send_signal(signal.SIGSTOP)
 
@@ -47,6 +62,7 @@ class Ours:
         self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
+        RUNNING.remove(self.process)
 
 
 class Peer(Ours):
@@ -231,6 +247,7 @@ def main():
     a.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "linear-layers"), help="for ONNX files")
     args = a.parse_args()
     os.makedirs(args.folder, exist_ok=True)
+    signal.signal(signal.SIGTERM, end)
     shape = numbers(args.shape.replace("x", ","))
     size, peers = shape[0] * shape[1] * 4, args.peers.split(",")
 
