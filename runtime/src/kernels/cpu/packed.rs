@@ -2,6 +2,7 @@
 //! not describe sound weights are an error, never a read out of bounds.
 
 use super::conv::PanelSet;
+use super::room::Plain;
 use super::weights::{BLOCK_ROWS, DensePanels, IndexStream, PanelWeights, even_chunk};
 use crate::model::Bytes;
 use std::io::{self, Write};
@@ -16,17 +17,6 @@ pub enum Values<T: Plain> {
     /// In a file, aligned for `T`.
     Stored(Bytes, PhantomData<T>),
 }
-
-/// Numbers for which every bit pattern is valid.
-///
-/// # Safety
-/// Only types without padding or invalid values.
-pub unsafe trait Plain: Copy {}
-
-// SAFETY: any 16 bits are a u16.
-unsafe impl Plain for u16 {}
-// SAFETY: any 32 bits are an f32.
-unsafe impl Plain for f32 {}
 
 impl<T: Plain> Values<T> {
     /// Bytes as numbers; `None` where they are not aligned, no whole number of them, or the machine is
@@ -195,21 +185,21 @@ pub struct Expected {
 pub fn read(file: &Bytes, at: usize, expected: &Expected) -> Result<PanelSet, String> {
     let e = expected;
     let mut from = Cursor { file, at };
-    from.expect(e.groups, "groups")?;
-    from.expect(e.bias, "values of the bias")?;
+    from.require(e.groups, "groups")?;
+    from.require(e.bias, "values of the bias")?;
     let bias = from.take(e.bias.checked_mul(4).ok_or("too long")?)?;
     let bias = bias.as_chunks::<4>().0.iter();
     let bias = bias.map(|b| f32::from_le_bytes(*b)).collect();
     let mut groups = Vec::new();
     let chunk = even_chunk(e.cols, e.chunk, e.width);
     for _ in 0..e.groups {
-        from.expect(usize::from(e.stream), "kind")?;
-        from.expect(e.rows, "rows")?;
-        from.expect(e.cols, "columns")?;
-        from.expect(chunk, "rows of a panel")?;
+        from.require(usize::from(e.stream), "kind")?;
+        from.require(e.rows, "rows")?;
+        from.require(e.cols, "columns")?;
+        from.require(chunk, "rows of a panel")?;
         groups.push(match e.stream {
             false => {
-                from.expect(e.group, "rows of a tile")?;
+                from.require(e.group, "rows of a tile")?;
                 let len = e.rows.next_multiple_of(e.group).checked_mul(e.cols);
                 PanelWeights::Dense(DensePanels {
                     rows: e.rows,
@@ -247,7 +237,7 @@ impl Cursor<'_> {
         usize::try_from(u64::from_le_bytes(bytes)).map_err(|e| e.to_string())
     }
 
-    fn expect(&mut self, wanted: usize, what: &str) -> Result<(), String> {
+    fn require(&mut self, wanted: usize, what: &str) -> Result<(), String> {
         match self.number()? {
             n if n == wanted => Ok(()),
             n => Err(format!("{n} {what}, the layer has {wanted}")),
@@ -261,7 +251,7 @@ impl Cursor<'_> {
     }
 
     fn stream(&mut self, e: &Expected, chunk: usize) -> Result<IndexStream, String> {
-        self.expect(e.width, "columns of a panel")?;
+        self.require(e.width, "columns of a panel")?;
         let total = self.number()?;
         let (blocks, chunks) = (e.rows.div_ceil(BLOCK_ROWS), e.cols.div_ceil(chunk).max(1));
         let counts = e.rows.checked_mul(chunks).and_then(|n| n.checked_mul(8));

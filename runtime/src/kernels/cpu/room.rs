@@ -9,10 +9,10 @@ const LARGE: usize = 4 << 20;
 #[cfg(target_os = "linux")]
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Types of which any bytes are a value.
+/// Numbers: any bytes are a value, and they are bytes.
 ///
 /// # Safety
-/// Every pattern of bits is a value, and the alignment is that of a cache line at most.
+/// No padding, no pattern of bits that is no value, and the alignment is that of a cache line at most.
 pub unsafe trait Plain: Copy + Send + Sync {}
 // SAFETY: numbers.
 unsafe impl Plain for f32 {}
