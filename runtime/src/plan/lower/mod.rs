@@ -1,8 +1,10 @@
 //! Lowering: units become kernels with values for buffers.
 
 mod attention;
+mod decide;
 mod generic;
 mod matrix;
+mod packing;
 mod rows;
 mod tokens;
 mod weighted;

@@ -1,25 +1,23 @@
-//! Convolutions and linear layers: choose a form, pack the weights, report both.
+//! Convolutions and linear layers: a form and packed weights for each, kernels, reports.
 
-use super::super::choose::{self, Decision, Layer, Stored};
-use super::super::form::{Candidate, Chosen, Form, Variant};
+use super::super::choose::{Layer, Stored};
+use super::super::form::{Chosen, Form};
 use super::super::rewrite::{LinearUse, Unit, is_depthwise, linear_weight};
-use super::matrix::{Matrix, Scale, hash_weight};
+use super::decide::decide;
+use super::matrix::{Matrix, Scale};
+use super::packing::{Packing, packed_bytes, packed_rows, panel_name};
 use super::{Context, Lowered, LoweredStep};
-use crate::kernels::cpu::by_row::MOST_COLUMNS;
+use crate::kernels::cpu::Kernel;
 use crate::kernels::cpu::chunk::Chunk;
 use crate::kernels::cpu::conv::{Conv, ConvGeometry, PanelSet};
 use crate::kernels::cpu::linear::Linear;
 use crate::kernels::cpu::lookup::{Lookup, LookupRows};
 use crate::kernels::cpu::outputs::{OutputPanels, Outputs};
-use crate::kernels::cpu::packed::{Expected, Hash};
 use crate::kernels::cpu::rows::Rows;
-use crate::kernels::cpu::weights::{
-    DensePanels, IndexStream, PANEL, PanelWeights, ROW_GROUP, chunk_rows,
-};
-use crate::kernels::cpu::{Kernel, l1_bytes};
+use crate::kernels::cpu::weights::PanelWeights;
 use crate::model::{Op, Weight, padding_for};
 use crate::plan::{Residency, StepInfo, Weighted};
-use crate::{DType, Error, Model, Result};
+use crate::{DType, Model, Result};
 use std::sync::Arc;
 
 /// Inputs of a unit that its kernel takes in a form of its own.
@@ -80,170 +78,6 @@ pub(super) fn prepare(context: &Context<'_>) -> Result<Option<Prepared>> {
         weight_of(context, 1)?.release();
     }
     Ok(prepared)
-}
-
-/// The form of a layer: the one that the app asks for, the one measured fastest, or the one estimated so.
-fn decide(
-    context: &Context<'_>,
-    layer: &Layer,
-    key: &str,
-    density: f64,
-) -> Result<(Decision, Vec<Candidate>)> {
-    let (options, unit) = (context.options, context.unit);
-    let legal = choose::candidates(layer, options.dense);
-    let name = &unit.inputs[1];
-    if let Some(asked) = options.forms.get(name) {
-        let found = asked.iter().find(|v| choose::is_legal(layer, &legal, **v));
-        let Some(&variant) = found else {
-            let list = |forms: &mut dyn Iterator<Item = Variant>| {
-                forms.map(|v| v.to_string()).collect::<Vec<_>>().join(", ")
-            };
-            return Err(Error::Option(format!(
-                "weight `{name}` of node `{}`: none of the forms asked for is legal ({}); legal are {}",
-                unit.node.name,
-                list(&mut asked.iter().copied()),
-                list(&mut legal.iter().map(|c| c.variant)),
-            )));
-        };
-        let reason = format!(
-            "density {density:.2}: {} was asked for",
-            variant.form.words()
-        );
-        let by = Chosen::Asked;
-        return Ok((
-            Decision {
-                variant,
-                by,
-                reason,
-            },
-            legal,
-        ));
-    }
-    let allowed = |v: Variant| {
-        let listed = legal.iter().find(|c| c.variant.form == v.form);
-        choose::is_legal(layer, &legal, v) && listed.is_some_and(|c| !c.copy)
-    };
-    if let Some(measured) = context.measured(key, density) {
-        let mut forms = measured.iter().filter(|(v, _)| allowed(*v));
-        if let Some(&(variant, time)) = forms.next() {
-            let next = forms.find(|(v, _)| v.form != variant.form);
-            let than = next.map_or(String::new(), |(v, t)| {
-                format!(" {:.1}x faster than {}", t / time, v.form.words())
-            });
-            let words = variant.form.words();
-            let reason = format!("density {density:.2}: {words}, measured{than}");
-            let by = Chosen::Measured;
-            return Ok((
-                Decision {
-                    variant,
-                    by,
-                    reason,
-                },
-                legal,
-            ));
-        }
-    }
-    let decision = Decision {
-        variant: legal[0].variant,
-        by: Chosen::Estimated,
-        reason: choose::reason(layer, &legal, options.dense),
-    };
-    Ok((decision, legal))
-}
-
-/// What packing panels of a layer takes.
-struct Packing<'p> {
-    weight: &'p Weight,
-    transpose: bool,
-    scale: Scale<'p>,
-    groups: usize,
-    bias: Vec<f32>,
-    variant: Variant,
-}
-
-impl Packing<'_> {
-    /// The packed weights: those that a session of this model holds, those of the pack cache, or new ones.
-    fn get(self, context: &Context<'_>) -> Arc<PanelSet> {
-        let (unit, options) = (context.unit, context.options);
-        // Row groups of dense panels differ by instruction set.
-        let variant = self.variant;
-        let mr = match variant.form {
-            Form::DenseByRow => ROW_GROUP,
-            _ => options.isa.dense_rows(),
-        };
-        let key = format!("{}|{}|{variant}|{mr}", unit.node.name, unit.fused.join(","));
-        context.model.derived().get_or_make(&key, || {
-            let Some(cache) = context.pack_cache else {
-                return self.pack(mr);
-            };
-            let (rows, cols) = self.weight.matrix();
-            let (outer, inner) = if self.transpose {
-                (cols, rows)
-            } else {
-                (rows, cols)
-            };
-            let stream = variant.form == Form::StreamPanel;
-            let expected = Expected {
-                groups: self.groups,
-                rows: outer / self.groups,
-                cols: inner,
-                group: mr,
-                chunk: self.chunk(),
-                width: if stream { variant.width } else { PANEL },
-                stream,
-                bias: self.bias.len(),
-            };
-            let mut hash = Hash::default();
-            let how = (
-                self.transpose,
-                self.groups,
-                self.chunk(),
-                mr,
-                options.isa.name(),
-            );
-            hash.write(format!("{variant}{how:?}").as_bytes());
-            let numbers = |hash: &mut Hash, list: &[f32]| {
-                let bytes: Vec<u8> = list.iter().flat_map(|v| v.to_le_bytes()).collect();
-                hash.write(&bytes);
-            };
-            match self.scale {
-                Scale::All(s) => numbers(&mut hash, &[s]),
-                Scale::Rows(list) => numbers(&mut hash, list),
-            }
-            numbers(&mut hash, &self.bias);
-            hash_weight(self.weight, &mut hash);
-            cache.get_or_pack(hash.finish(), &expected, || self.pack(mr))
-        })
-    }
-
-    /// Most rows of a panel.
-    fn chunk(&self) -> usize {
-        match self.variant.form {
-            Form::StreamPanel => self.variant.chunk,
-            Form::DenseByRow => chunk_rows(l1_bytes(), PANEL + ROW_GROUP),
-            _ => 2 * chunk_rows(l1_bytes(), PANEL),
-        }
-    }
-
-    fn pack(&self, mr: usize) -> PanelSet {
-        let matrix = Matrix::new(self.weight, self.transpose, self.scale);
-        let (outer, cols) = matrix.shape();
-        let rows = outer / self.groups;
-        let (chunk, width) = (self.chunk(), self.variant.width);
-        let group = |g: usize| {
-            let part = matrix.part(g * rows, rows);
-            match self.variant.form {
-                Form::StreamPanel => {
-                    PanelWeights::Stream(IndexStream::pack(rows, cols, chunk, width, &part))
-                }
-                _ => PanelWeights::Dense(DensePanels::pack(rows, cols, mr, chunk, &part)),
-            }
-        };
-        PanelSet {
-            groups: (0..self.groups).map(group).collect(),
-            bias: self.bias.clone(),
-        }
-    }
 }
 
 fn prepare_conv(context: &Context<'_>) -> Result<Prepared> {
@@ -379,19 +213,6 @@ pub(super) fn conv(context: &Context<'_>, prepared: Prepared, lowered: &mut Lowe
     });
     lowered.infos.push(info);
     Ok(())
-}
-
-fn packed_bytes(set: &PanelSet) -> usize {
-    set.groups.iter().map(PanelWeights::byte_len).sum::<usize>() + set.bias.len() * 4
-}
-
-fn panel_name(op: &str, variant: Variant, context: &Context<'_>) -> String {
-    let tile = match variant.form {
-        Form::DensePanel => format!("{}x64", context.options.isa.dense_rows()),
-        Form::DenseByRow => format!("{ROW_GROUP}x{MOST_COLUMNS}"),
-        _ => format!("1x{}", variant.width),
-    };
-    format!("f32_{op}_{}_{tile}_{}", variant.form.name(), context.isa())
 }
 
 /// Outputs, inputs and input rows of a linear layer.
@@ -600,28 +421,6 @@ pub(super) fn linear(
         out_len: out.iter().product(),
     });
     Ok(())
-}
-
-/// A form made of a linear layer's rows, once for all sessions of a model and every number of columns.
-fn packed_rows<T: Send + Sync + 'static>(
-    context: &Context<'_>,
-    linear: &LinearUse<'_>,
-    weight: &Weight,
-    variant: Variant,
-    pack: impl FnOnce(&Matrix<'_>) -> T,
-) -> Arc<T> {
-    // A panel's width depends on the registers.
-    let many = context.options.isa.has_many_registers();
-    let unit = context.unit;
-    let key = format!(
-        "{}|{}|{variant}|{many}",
-        unit.node.name,
-        unit.fused.join(",")
-    );
-    context.model.derived().get_or_make(&key, || {
-        let scale = Scale::All(linear.alpha);
-        pack(&Matrix::new(weight, !linear.trans_b, scale))
-    })
 }
 
 /// The word for a dtype in kernel names.
