@@ -4,10 +4,10 @@
 //! `cargo bench -p lacuna-bench --bench steps -- attention` runs a part of them.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Weights, Window};
+use lacuna::model::{Dim, Graph, Input, Node, Op, Weights};
 use lacuna::{Model, Session, SessionOptions, Tensor, TensorView, TensorViewMut, Weight};
 use lacuna_bench::normal;
-use lacuna_bench::shapes::{HEADS, POOLED, TOKENS};
+use lacuna_bench::shapes::{HEADS, MAX_POOL, POOLED, TOKENS};
 use std::time::Duration;
 
 /// Benches one node on one thread; its bytes a second are those of its inputs and output.
@@ -70,17 +70,10 @@ fn node(c: &mut Criterion, name: &str, op: Op, inputs: &[&[usize]], weights: &[(
 fn all(c: &mut Criterion) {
     for (channels, size) in POOLED {
         let x: &[usize] = &[1, channels, size, size];
-        let window = Window {
-            kernel: [3; 2],
-            strides: [2; 2],
-            padding: Padding::Explicit([1; 4]),
-            dilations: [1; 2],
-            ceil_mode: false,
-        };
         node(
             c,
             &format!("maxpool/{channels}x{size}"),
-            Op::MaxPool(window),
+            Op::MaxPool(MAX_POOL),
             &[x],
             &[],
         );

@@ -1,7 +1,8 @@
 //! Networks with random weights, for benches and tests: the shapes are those of the real ones.
 
 use crate::normal;
-use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Weights, Window};
+use crate::shapes::MAX_POOL;
+use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Weights};
 use lacuna::{Model, Result, Weight};
 
 /// Shares of a weight: pseudo-random values of which `density` are not zero, scaled so that signals keep
@@ -158,14 +159,7 @@ impl Builder {
 pub fn resnet50(density: f64) -> Result<Model> {
     let (mut b, x) = Builder::new("resnet50", density);
     let stem = b.conv_relu("stem", &x, Conv::new(64, 7, 2));
-    let window = Window {
-        kernel: [3; 2],
-        strides: [2; 2],
-        padding: Padding::Explicit([1; 4]),
-        dilations: [1; 2],
-        ceil_mode: false,
-    };
-    let mut x = b.node("maxpool", Op::MaxPool(window), &[&stem.0], 64);
+    let mut x = b.node("maxpool", Op::MaxPool(MAX_POOL), &[&stem.0], 64);
     for (stage, (width, blocks)) in [(64, 3), (128, 4), (256, 6), (512, 3)]
         .into_iter()
         .enumerate()

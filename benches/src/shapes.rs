@@ -1,5 +1,7 @@
 //! Layers of real networks: what benches of kernels run over.
 
+use lacuna::model::{Padding, Window};
+
 /// Outputs and inputs of linear layers: those of SmolLM2-135M, its output layer last, and a larger model's.
 pub const LINEAR: [(usize, usize); 6] = [
     (576, 576),
@@ -18,6 +20,15 @@ pub const HEADS: (usize, usize, usize) = (9, 3, 64);
 
 /// Channels and size of pooled planes: ResNet-50's stem and its last layer.
 pub const POOLED: [(usize, usize); 2] = [(64, 112), (2048, 7)];
+
+/// The max pooling of ResNets.
+pub const MAX_POOL: Window = Window {
+    kernel: [3; 2],
+    strides: [2; 2],
+    padding: Padding::Explicit([1; 4]),
+    dilations: [1; 2],
+    ceil_mode: false,
+};
 
 /// A square convolution as it stands in a network, padded to keep the size.
 #[derive(Clone, Copy, Debug)]

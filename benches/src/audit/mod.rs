@@ -4,16 +4,19 @@
 //! forms, so that a layer's neighbours, and what they leave in the caches, are those of the plan. What
 //! counts is the median over the rounds of the ratio to the plan's choice in the same round.
 
-use crate::bench::{is_decoder, session_with};
-use crate::decoder;
+mod subject;
+mod tune;
+
+pub use tune::tune;
+
 use crate::model::open;
-use crate::runner::Runner;
-use crate::{Config, Error, Result, median};
-use lacuna::plan::{Candidate, Chosen, Forms, Tuned, Variant, Weighted, machine};
-use lacuna::{Isa, Model, PhaseKind, StepInfo};
+use crate::{Config, Result, median};
+use lacuna::Model;
+use lacuna::plan::{Candidate, Chosen, Forms, Variant, Weighted, machine};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use subject::Subject;
 
 /// Rounds of turns.
 const ROUNDS: usize = 10;
@@ -26,9 +29,6 @@ pub const TOLERANCE: f64 = 0.05;
 
 /// And how far in milliseconds: reading the clock and waiting for the other threads is not steadier.
 const TOLERANCE_MS: f64 = 0.002;
-
-/// A choice that was measured is left for another one that is faster by more than this.
-const WORTH: f64 = 0.02;
 
 /// Whether a layer's choice holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -128,104 +128,6 @@ impl Audit {
     /// Whether every choice holds.
     pub fn holds(&self) -> bool {
         self.behind().next().is_none() && self.slower_than_dense().next().is_none()
-    }
-}
-
-/// One plan that runs: a model as a whole, or a decoder.
-enum Subject {
-    Whole(Box<Runner>),
-    Decoder(Box<decoder::Runner>),
-}
-
-/// What one turn gives: a median for each phase, and for each step of each phase.
-struct Turn {
-    whole: Vec<f64>,
-    steps: Vec<Vec<f64>>,
-}
-
-impl Subject {
-    fn new(model: &Model, config: &Config, dense: bool, forms: Forms) -> Result<Subject> {
-        let mut subject = match is_decoder(model) {
-            true => {
-                let config = Config {
-                    dense,
-                    generate: config.generate.min(8),
-                    ..config.clone()
-                };
-                Subject::Decoder(Box::new(decoder::Runner::new(model, &config, forms)?))
-            }
-            false => Subject::Whole(Box::new(session_with(model, config, dense, forms)?.0)),
-        };
-        match &mut subject {
-            Subject::Whole(r) => drop(r.warm_up(2)?),
-            Subject::Decoder(r) => drop(r.once()?),
-        }
-        Ok(subject)
-    }
-
-    const PHASES: [&'static [&'static str]; 2] = [&["run"], &["decode", "prefill"]];
-
-    fn phases(&self) -> &'static [&'static str] {
-        match self {
-            Subject::Whole(_) => Subject::PHASES[0],
-            Subject::Decoder(_) => Subject::PHASES[1],
-        }
-    }
-
-    fn steps(&self) -> Vec<Vec<StepInfo>> {
-        match self {
-            Subject::Whole(r) => vec![r.session.steps().to_vec()],
-            Subject::Decoder(r) => [PhaseKind::Step, PhaseKind::Chunk]
-                .map(|kind| r.decoder.steps(kind).into_iter().cloned().collect())
-                .into(),
-        }
-    }
-
-    fn facts(&self) -> (usize, String) {
-        match self {
-            Subject::Whole(r) => (r.session.threads(), r.session.isa().to_owned()),
-            Subject::Decoder(r) => (r.decoder.threads(), r.decoder.isa().to_owned()),
-        }
-    }
-
-    /// Runs for `time`: by step, and with `whole` as long without the clock between steps.
-    fn turn(&mut self, time: Duration, whole: bool) -> Result<Turn> {
-        let middle = |times: &[f64]| median(times).unwrap_or(f64::NAN);
-        Ok(match self {
-            Subject::Whole(r) => {
-                r.warm_up(1)?;
-                r.forget();
-                if whole {
-                    r.burst(time)?;
-                }
-                r.forget_steps();
-                r.burst_by_step(time)?;
-                Turn {
-                    whole: vec![middle(&r.times)],
-                    steps: vec![r.step_medians()],
-                }
-            }
-            Subject::Decoder(r) => {
-                (r.prefill, r.decode) = (Vec::new(), Vec::new());
-                r.steps = Default::default();
-                let begin = Instant::now();
-                loop {
-                    if whole {
-                        r.burst(Duration::ZERO)?;
-                    }
-                    r.by_step()?;
-                    if begin.elapsed() >= time {
-                        break;
-                    }
-                }
-                Turn {
-                    whole: vec![middle(&r.decode), middle(&r.prefill)],
-                    steps: [0, 1]
-                        .map(|phase| r.steps[phase].iter().map(|t| middle(t)).collect())
-                        .into(),
-                }
-            }
-        })
     }
 }
 
@@ -503,40 +405,4 @@ fn compare(
         }
     });
     Ok(compared.collect())
-}
-
-/// Adds what an audit measured to a table of choices, for this machine: layers of one kind and density
-/// count together, and a choice is left only for one that is faster by 2 %.
-///
-/// # Errors
-/// When the instruction set is none of this library's.
-pub fn tune(audit: &Audit, tuned: &mut Tuned) -> Result<usize> {
-    let isa = Isa::parse(&audit.isa).map_err(Error::Option)?;
-    type Sums = BTreeMap<Variant, (f64, f64)>;
-    let mut kinds: BTreeMap<(String, u32), (f64, Variant, Sums)> = BTreeMap::new();
-    for layer in &audit.layers {
-        let Some(chosen) = layer.forms.first() else {
-            continue;
-        };
-        let bucket = lacuna::plan::density_bucket(layer.density);
-        let kind = kinds
-            .entry((layer.key.clone(), bucket))
-            .or_insert_with(|| (layer.density, chosen.variant, Sums::new()));
-        for form in layer.forms.iter().filter(|f| f.ms.is_finite()) {
-            let sum = kind.2.entry(form.variant).or_default();
-            (sum.0, sum.1) = (sum.0 + form.ms * 1e3, sum.1 + 1.0);
-        }
-    }
-    let count = kinds.len();
-    for ((key, _), (density, chosen, sums)) in kinds {
-        let mean = |v: &Variant| sums.get(v).map(|(sum, n)| sum / n);
-        let own = mean(&chosen).unwrap_or(f64::INFINITY);
-        let times = sums.keys().filter_map(|v| Some((*v, mean(v)?)));
-        let forms = times.map(|(v, us)| {
-            let close = v != chosen && us < own && us > own * (1.0 - WORTH);
-            (v, if close { own * 1.0001 } else { us })
-        });
-        tuned.record(isa, audit.threads, &key, density, forms.collect());
-    }
-    Ok(count)
 }
