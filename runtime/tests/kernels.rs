@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Random;
+use common::{Random, compare};
 use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Weights, Window};
 use lacuna::plan::Forms;
 use lacuna::{Isa, Model, Session, SessionOptions, TensorView, Weight};
@@ -137,15 +137,9 @@ fn check_everywhere(model: &Model, inputs: &[(&[usize], &[f32])], want: &[(f64, 
         // Twice: nothing may be left over from the run before.
         for _ in 0..2 {
             let got = session.run(&views).unwrap();
-            assert_eq!(got[0].data.len(), want.len(), "{case}");
-            for (i, (got, (want, size))) in got[0].data.iter().zip(want).enumerate() {
-                let error = (f64::from(*got) - want).abs();
-                assert!(
-                    error <= 1e-5 * size + 1e-6,
-                    "element {i} is {got}, not {want}; {case}; {:?}",
-                    session.steps()
-                );
-            }
+            let data = got[0].data.clone();
+            let what = || format!("{case}; {:?}", session.steps());
+            compare(&data, want, |size| 1e-5 * size + 1e-6, &what);
         }
         session
     };

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Random;
+use common::{Random, compare};
 use half::{bf16, f16};
 use lacuna::model::{Dim, Graph, Input, Node, Op, Weights};
 use lacuna::{DType, Isa, Model, Session, SessionOptions, TensorView, Weight};
@@ -74,14 +74,8 @@ fn check(model: &Model, given: &[Given], want: &[(f64, f64)], tolerance: f64, ca
             let mut session = Session::new(model, options).unwrap();
             for _ in 0..2 {
                 let got = session.run(&views).unwrap();
-                assert_eq!(got[0].data.len(), want.len(), "{case}");
-                for (i, (got, (want, size))) in got[0].data.iter().zip(want).enumerate() {
-                    let error = (f64::from(*got) - want).abs();
-                    assert!(
-                        error <= tolerance * size,
-                        "{isa}, {threads} threads: element {i} is {got}, not {want} ({error}); {case}"
-                    );
-                }
+                let what = || format!("{isa}, {threads} threads; {case}");
+                compare(&got[0].data, want, |size| tolerance * size, &what);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Random numbers that are the same on every machine.
+//! Random numbers that are the same on every machine, and comparing with an oracle.
 #![allow(dead_code)] // Each test file uses its part.
 
 /// Numbers for weights and activations.
@@ -29,6 +29,25 @@ impl Random {
             }
         }
         values
+    }
+}
+
+/// Holds outputs against an oracle's: each `(value, size)` may be missed by what `allowed` says of the size.
+pub fn compare(
+    got: &[f32],
+    want: &[(f64, f64)],
+    allowed: impl Fn(f64) -> f64,
+    what: &dyn Fn() -> String,
+) {
+    assert_eq!(got.len(), want.len(), "{}", what());
+    for (i, (got, (want, size))) in got.iter().zip(want).enumerate() {
+        let error = (f64::from(*got) - want).abs();
+        let fine = error <= allowed(*size);
+        assert!(
+            fine,
+            "element {i} is {got}, not {want} ({error}); {}",
+            what()
+        );
     }
 }
 
