@@ -7,6 +7,8 @@ pub struct Resident {
     pub peak: u64,
     /// Resident now and backed by no file: what mapping a model does not cost.
     pub anonymous: u64,
+    /// Resident now and backed by a file, one in memory (tmpfs) included.
+    pub mapped: u64,
 }
 
 impl Resident {
@@ -25,6 +27,7 @@ fn parse(status: &str) -> Option<Resident> {
     Some(Resident {
         peak: field("VmHWM:")?,
         anonymous: field("RssAnon:")?,
+        mapped: field("RssFile:")?.checked_add(field("RssShmem:")?)?,
     })
 }
 
@@ -34,10 +37,11 @@ mod tests {
 
     #[test]
     fn fields_of_the_status_file() {
-        let text = "VmPeak:\t  9000 kB\nVmHWM:\t    5000 kB\nVmRSS:\t 4000 kB\nRssAnon:\t 70 kB\n";
+        let text = "VmPeak:\t  9000 kB\nVmHWM:\t    5000 kB\nVmRSS:\t 4000 kB\nRssAnon:\t 70 kB\nRssFile:\t 8 kB\nRssShmem:\t 1 kB\n";
         let expect = Resident {
             peak: 5000 << 10,
             anonymous: 70 << 10,
+            mapped: 9 << 10,
         };
         assert_eq!(parse(text), Some(expect));
         assert_eq!(parse("VmHWM:\t 1 kB\n"), None);

@@ -33,6 +33,11 @@ fn activations_take_little_more_than_the_bound() {
     }
 }
 
+/// A folder beside the build: the models are larger than some systems' `/tmp`.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
 /// The most anonymous memory while `work` runs, looked at every few hundred microseconds.
 fn peak_of<T>(work: impl FnOnce() -> T) -> (T, u64) {
     let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -80,7 +85,7 @@ fn anonymous_memory_is_packed_weights_arena_and_little_else() {
     if let Some(path) = std::env::var_os(CHILD) {
         return child(&PathBuf::from(path));
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     for (name, model) in [
         ("resnet50 at 90 %", networks::resnet50(0.1)),
         ("resnet50 at 50 %", networks::resnet50(0.5)),
@@ -118,21 +123,9 @@ fn anonymous_memory_is_packed_weights_arena_and_little_else() {
 #[cfg(target_os = "linux")]
 #[test]
 fn mapped_pages_of_packed_weights_are_let_go() {
-    // Bytes of mapped files that are resident, of which the test's own program is a part.
-    let file_pages = || {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status
-            .lines()
-            .find_map(|l| l.strip_prefix("RssFile:"))
-            .unwrap();
-        line.trim()
-            .trim_end_matches(" kB")
-            .trim()
-            .parse::<usize>()
-            .unwrap()
-            * 1024
-    };
-    let folder = tempfile::tempdir().unwrap();
+    // Other mapped files, of which the test's own program is one, stay as they are.
+    let file_pages = || Resident::now().unwrap().mapped;
+    let folder = scratch();
     let path = folder.path().join("model.safetensors");
     networks::resnet50(0.5).unwrap().save(&path).unwrap();
     let model = Model::open(&path).unwrap();

@@ -128,6 +128,7 @@ pub(crate) mod tests {
             resident: Some(Resident {
                 peak: 90_000_000,
                 anonymous: 40_000_000,
+                mapped: 0,
             }),
             arena_bytes: 5_000_000,
             activations: (4_000_000, 4_000_000),
