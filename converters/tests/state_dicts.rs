@@ -177,7 +177,7 @@ fn resnet_shapes(bottleneck: bool, width: usize, blocks: usize) -> BTreeMap<Stri
 
 #[test]
 fn resnets_of_both_block_kinds_come_from_safetensors() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let basic = open(
         write(&dir, &resnet_shapes(false, 64, 2)),
         &Options::default(),
