@@ -34,6 +34,9 @@ fn sizes_are_the_published_ones() {
         ("mobilenet-v1", "mobilenet-v1", 4_209_088),
         ("mobilenet-v2", "mobilenet-v2", 3_469_760),
         ("fashion-cnn", "fashion-cnn", 241_184),
+        ("fastgrnn", "fastgrnn-9-80-2", 7_280),
+        ("fastgrnn-low-rank", "fastgrnn-9-80-2-9-80", 13_761),
+        ("fastgrnn-6-32-7", "fastgrnn-6-32-7", 1_440),
     ] {
         let model = network(name, 0).unwrap();
         assert_eq!(

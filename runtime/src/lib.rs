@@ -34,7 +34,7 @@ pub use model::{Model, Weight};
 pub use plan::{Memory, Residency, StepInfo};
 pub use session::{
     Decoder, DecoderOptions, GenerateOptions, Generated, PhaseKind, Sampler, Sampling, Session,
-    SessionOptions, Stop,
+    SessionOptions, Stop, Stream,
 };
 pub use tensor::{DType, Elements, Tensor, TensorView, TensorViewMut};
 #[cfg(feature = "tokenizer")]

@@ -145,6 +145,11 @@ impl<'a> TensorViewMut<'a> {
         TensorViewMut { shape, data }
     }
 
+    /// The same view for a shorter time.
+    pub(crate) const fn reborrow(&mut self) -> TensorViewMut<'_> {
+        TensorViewMut::f32(self.shape, self.data)
+    }
+
     /// The element type.
     pub const fn dtype(&self) -> DType {
         DType::F32

@@ -60,39 +60,70 @@ impl<'a> Builder<'a> {
     /// The input `x [N, channels, size, size]`, where the channels are those of a convolution.
     pub fn input(&mut self, conv: &str, size: usize) -> Value {
         let channels = self.size(&format!("{conv}.weight"), 1);
-        let own = || {
-            let fixed = [channels, size, size].map(Dim::Fixed);
-            let batch = Dim::Symbol("N".into());
-            std::iter::once(batch).chain(fixed).collect()
-        };
-        self.graph.inputs.push(Input::f32(
-            "x",
-            self.shape.map_or_else(own, <[Dim]>::to_vec),
-        ));
+        let fixed = [channels, size, size].map(Dim::Fixed);
+        let batch = Dim::Symbol("N".into());
+        let own = std::iter::once(batch).chain(fixed).collect();
+        self.takes(Input::f32("x", own));
         Value {
             name: "x".into(),
             channels,
         }
     }
 
-    /// A node named `name` over values and the tensors `weights` of the module of that name.
-    fn node(&mut self, name: &str, op: Op, inputs: &[&Value], weights: &[&str]) -> String {
-        let mut all: Vec<String> = inputs.iter().map(|v| v.name.clone()).collect();
-        for part in weights {
-            let tensor = format!("{name}.{part}");
-            if !self.has(&tensor) && !self.missing.contains(&tensor) {
-                self.missing.push(tensor.clone());
-            }
-            self.used.insert(tensor.clone());
-            all.push(tensor);
+    /// An input, of the shape that the caller asked for if there is one.
+    pub fn takes(&mut self, input: Input) {
+        let shape = self.shape.map_or(input.shape, <[Dim]>::to_vec);
+        self.graph.inputs.push(Input { shape, ..input });
+    }
+
+    /// An input of this shape, whatever the caller asked for.
+    pub fn takes_own(&mut self, input: Input) {
+        self.graph.inputs.push(input);
+    }
+
+    /// An output of the graph.
+    pub fn returns(&mut self, value: &str) {
+        self.graph.outputs.push(value.to_owned());
+    }
+
+    /// The output of the last node, `value`, under another name.
+    pub fn rename_output(&mut self, value: &str, name: &str) {
+        if let Some(last) = self.graph.nodes.last_mut()
+            && last.output == value
+        {
+            last.output = name.to_owned();
         }
+    }
+
+    /// A node named `name` over values and tensors by their names.
+    pub fn over(&mut self, name: &str, op: Op, values: &[&str], tensors: &[&str]) -> String {
+        for tensor in tensors {
+            self.uses(tensor);
+        }
+        let inputs = values.iter().chain(tensors);
         self.graph.nodes.push(Node {
             name: name.to_owned(),
             op,
-            inputs: all,
+            inputs: inputs.map(|n| n.to_string()).collect(),
             output: name.to_owned(),
         });
         name.to_owned()
+    }
+
+    /// Notes that the network has this tensor.
+    fn uses(&mut self, tensor: &str) {
+        if !self.has(tensor) && !self.missing.iter().any(|m| m == tensor) {
+            self.missing.push(tensor.to_owned());
+        }
+        self.used.insert(tensor.to_owned());
+    }
+
+    /// A node named `name` over values and the tensors `weights` of the module of that name.
+    fn node(&mut self, name: &str, op: Op, inputs: &[&Value], weights: &[&str]) -> String {
+        let values: Vec<&str> = inputs.iter().map(|v| v.name.as_str()).collect();
+        let tensors: Vec<String> = weights.iter().map(|p| format!("{name}.{p}")).collect();
+        let tensors: Vec<&str> = tensors.iter().map(String::as_str).collect();
+        self.over(name, op, &values, &tensors)
     }
 
     /// A module without tensors that keeps the channels.
@@ -167,18 +198,25 @@ impl<'a> Builder<'a> {
     pub fn classify(&mut self, linear: &str, x: &Value) {
         let x = self.apply("avgpool", Op::GlobalAveragePool, x);
         let x = self.apply("flatten", Op::Flatten { axis: 1 }, &x);
+        self.linear(linear, &x.name);
+    }
+
+    /// A linear layer on `x`, whose result is the output `logits`.
+    pub fn linear(&mut self, name: &str, x: &str) {
         let op = Op::Gemm {
             alpha: 1.0,
             beta: 1.0,
             trans_a: false,
             trans_b: true,
         };
-        let parts = self.parts(linear);
-        self.node(linear, op, &[&x], parts);
-        if let Some(last) = self.graph.nodes.last_mut() {
-            last.output = "logits".into();
-        }
-        self.graph.outputs.push("logits".into());
+        let x = Value {
+            name: x.to_owned(),
+            channels: 0,
+        };
+        let parts = self.parts(name);
+        let y = self.node(name, op, &[&x], parts);
+        self.rename_output(&y, "logits");
+        self.returns("logits");
     }
 
     /// The tensors of a module with a weight and perhaps a bias.

@@ -70,7 +70,8 @@ impl Fresh {
         self.put(&format!("{name}.bias"), &[outputs], vec![0.0; outputs]);
     }
 
-    fn random(&mut self, name: &str, shape: &[usize], deviation: f64) {
+    /// Normal numbers.
+    pub(super) fn random(&mut self, name: &str, shape: &[usize], deviation: f64) {
         let mut bits = ChaCha8Rng::seed_from_u64(self.seed);
         bits.set_stream(self.drawn);
         self.drawn += 1;
@@ -87,7 +88,7 @@ impl Fresh {
         self.put(name, shape, values);
     }
 
-    fn put(&mut self, name: &str, shape: &[usize], values: Vec<f32>) {
+    pub(super) fn put(&mut self, name: &str, shape: &[usize], values: Vec<f32>) {
         self.tensors
             .insert(name.to_owned(), Weight::from_f32(shape, &values));
     }

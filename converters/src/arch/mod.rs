@@ -4,6 +4,7 @@
 mod builder;
 mod cifar_resnet;
 mod fashion_cnn;
+mod fastgrnn;
 mod fresh;
 mod mobilenet_v1;
 mod mobilenet_v2;
@@ -31,7 +32,7 @@ struct Architecture {
     fresh: fn(&str, &mut Fresh) -> bool,
 }
 
-const ALL: [Architecture; 6] = [
+const ALL: [Architecture; 7] = [
     Architecture {
         name: "cifar-resnet",
         about: "CIFAR ResNets of 6n+2 layers, shortcut option A or B",
@@ -45,6 +46,13 @@ const ALL: [Architecture; 6] = [
         detect: fashion_cnn::detect,
         build: fashion_cnn::build,
         fresh: fashion_cnn::fresh,
+    },
+    Architecture {
+        name: "fastgrnn",
+        about: "FastGRNN, full and low rank, one step with its state",
+        detect: fastgrnn::detect,
+        build: fastgrnn::build,
+        fresh: fastgrnn::fresh,
     },
     Architecture {
         name: "mobilenet-v1",
@@ -120,6 +128,10 @@ pub(crate) fn build(path: &Path, tensors: Weights, options: &Options) -> Result<
             }
         }
     };
+    let tensors = match found.name {
+        "fastgrnn" => fastgrnn::tidy(tensors).map_err(|what| fail(found.name, what))?,
+        _ => tensors,
+    };
     let mut builder = Builder::new(&tensors, options.input.as_deref());
     let member = (found.build)(&mut builder).map_err(|what| fail(found.name, what))?;
     if let Some(asked) = asked
@@ -156,7 +168,7 @@ pub(crate) fn fresh(name: &str, seed: u64, options: &Options) -> Result<Model> {
     Err(Error::Arch {
         path: "random weights".into(),
         arch: name.to_owned(),
-        what: "names no network; known are fashion-cnn, mobilenet-v1, mobilenet-v2, resnet-18 to resnet-152, resnet-20 to \
+        what: "names no network; known are fashion-cnn, fastgrnn-INPUTS-HIDDEN-CLASSES[-RANK_W-RANK_U], mobilenet-v1, mobilenet-v2, resnet-18 to resnet-152, resnet-20 to \
                resnet-110 (CIFAR) and wrn-DEPTH-WIDTH"
             .into(),
     })
@@ -182,8 +194,10 @@ fn depth(name: &str, families: &[&str]) -> Option<usize> {
 
 /// The name without the sizes behind it.
 fn family(name: &str) -> &str {
-    if name.starts_with("wrn-") {
-        return "wrn";
+    for sized in ["wrn", "fastgrnn"] {
+        if name.strip_prefix(sized).is_some_and(|n| n.starts_with('-')) {
+            return sized;
+        }
     }
     name.trim_end_matches(|c: char| c.is_ascii_digit())
 }

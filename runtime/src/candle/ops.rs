@@ -194,6 +194,16 @@ pub(super) fn reduce_mean(x: &Tensor, axes: &[i64], output: &[usize]) -> Result<
     x.mean_keepdim(dims)?.reshape(output)
 }
 
+/// `u, h, gate_bias, update_bias, zeta, nu`.
+pub(super) fn fast_grnn([u, h, gate, update, zeta, nu]: [&Tensor; 6]) -> Result<Tensor> {
+    let z = candle_nn::ops::sigmoid(&u.broadcast_add(gate)?)?;
+    let c = u.broadcast_add(update)?.tanh()?;
+    let open = z
+        .affine(-1.0, 1.0)?
+        .broadcast_mul(&candle_nn::ops::sigmoid(zeta)?)?;
+    (z * h)? + open.broadcast_add(&candle_nn::ops::sigmoid(nu)?)? * c
+}
+
 pub(super) fn softmax(x: &Tensor, axis: i64) -> Result<Tensor> {
     let dim = axis_index(axis, x.rank()).map_err(Error::msg)?;
     // The largest element only guards against overflow; it has no gradient of its own.

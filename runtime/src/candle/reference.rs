@@ -19,6 +19,7 @@ use std::collections::HashMap;
 /// | `Relu`, `LeakyRelu`, `Clip`, `HardSigmoid`, `HardSwish`, `Sigmoid`, `Tanh`, `Softmax`, `GlobalAveragePool`, `ReduceMean`, `Gemm`, `MatMul`, `Add`, `Sub`, `Mul`, `Div`, `Concat`, `Reshape`, `Flatten`, `Transpose`, `Squeeze`, `Unsqueeze`, `Identity` | the candle op of that meaning |
 ///
 /// | `Swish`, `Gelu`, `RMSNormalization`, `LayerNormalization`, `LpNormalization`, `MaskedMean` | sums, products and roots; zeros of a vanishing length or an empty mask stay zeros |
+/// | `FastGRNN` | its formula |
 /// | `Gather` | `index_select`; indices outside of the axis are refused at run time |
 /// | `RotaryEmbedding`, `PositionEmbedding` | cosines and sines, or the rows of the table, of positions from 0 on; frequencies get no gradient |
 /// | `Attention` | all scores at once, over the tokens of the run: nothing is kept between runs |
@@ -175,7 +176,8 @@ impl Reference {
             | Op::RotaryEmbedding { .. }
             | Op::PositionEmbedding
             | Op::Attention { .. }
-            | Op::MaskedMean => None,
+            | Op::MaskedMean
+            | Op::FastGRNN => None,
         }
     }
 
@@ -415,5 +417,6 @@ fn execute(op: &Op, inputs: &[Option<Tensor>], output: &[usize]) -> candle_core:
             language::attention([x, need(1)?, need(2)?], optional(3), &attributes)
         }
         Op::MaskedMean => language::masked_mean(x, need(1)?),
+        Op::FastGRNN => ops::fast_grnn([x, need(1)?, need(2)?, need(3)?, need(4)?, need(5)?]),
     }
 }

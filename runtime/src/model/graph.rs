@@ -38,6 +38,10 @@ pub struct Input {
     /// Its element type: F32, or I64 for token ids and masks.
     #[serde(default = "f32_dtype", skip_serializing_if = "is_f32")]
     pub dtype: DType,
+    /// The output that the next step of a sequence takes here, where the model is one step of a recurrent
+    /// network; the first step takes zeros. See [`Stream`](crate::Stream).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried: Option<String>,
 }
 
 fn f32_dtype() -> DType {
@@ -55,6 +59,15 @@ impl Input {
             name: name.into(),
             shape,
             dtype: DType::F32,
+            carried: None,
+        }
+    }
+
+    /// An f32 input that a stream takes from `output` of the step before.
+    pub fn carried(name: impl Into<String>, shape: Vec<Dim>, output: impl Into<String>) -> Input {
+        Input {
+            carried: Some(output.into()),
+            ..Input::f32(name, shape)
         }
     }
 
@@ -64,6 +77,7 @@ impl Input {
             name: name.into(),
             shape,
             dtype: DType::I64,
+            carried: None,
         }
     }
 }
@@ -152,8 +166,21 @@ impl Graph {
                 return Err(bad(format!("output `{output}` is computed by no node")));
             }
         }
+        let mut carried: HashSet<&str> = HashSet::new();
+        for input in &self.inputs {
+            let Some(output) = &input.carried else {
+                continue;
+            };
+            if !self.outputs.contains(output) || !carried.insert(output) {
+                return Err(bad(format!(
+                    "input `{}` is carried from `{output}`, which is no output or taken",
+                    input.name
+                )));
+            }
+        }
         Ok(())
     }
+
     /// Checks that every value is of the kind that its readers take: integers for indices and masks,
     /// floating-point numbers for everything else.
     pub fn check_dtypes(&self, weight: impl Fn(&str) -> Option<DType>) -> Result<()> {
@@ -172,6 +199,12 @@ impl Graph {
                         "input `{}` is of {}, not F32 or I64",
                         input.name, input.dtype
                     ),
+                });
+            }
+            if input.carried.is_some() && input.dtype != DType::F32 {
+                return Err(Error::Graph {
+                    graph: self.name.clone(),
+                    what: format!("input `{}` is carried and not F32", input.name),
                 });
             }
         }

@@ -267,6 +267,10 @@ pub enum Op {
     /// `x [N,T,D], mask (I64) [N,T]`: mean over the elements of `T` whose mask is not 0, `[N,D]`; zeros
     /// where there is none. An extension of ONNX.
     MaskedMean,
+    /// `u [N,H], h [N,H], gate_bias [H], update_bias [H], zeta [1], nu [1]`: the state after a step of a
+    /// FastGRNN cell (arXiv 1901.02358) with products `u = W x + U h`: with `z = sigmoid(u + gate_bias)`,
+    /// `z * h + (sigmoid(zeta) * (1 - z) + sigmoid(nu)) * tanh(u + update_bias)`. An extension of ONNX.
+    FastGRNN,
 }
 
 fn one() -> f32 {
@@ -316,6 +320,7 @@ impl Op {
             Op::PositionEmbedding => "PositionEmbedding",
             Op::Attention { .. } => "Attention",
             Op::MaskedMean => "MaskedMean",
+            Op::FastGRNN => "FastGRNN",
         }
     }
 
@@ -334,6 +339,7 @@ impl Op {
             | Op::MaskedMean => (2, 2),
             Op::LayerNormalization { .. } => (2, 3),
             Op::Attention { .. } => (3, 4),
+            Op::FastGRNN => (6, 6),
             _ => (1, 1),
         }
     }

@@ -53,6 +53,23 @@ pub fn infer_shapes(graph: &Graph, weights: &Weights, symbols: &Symbols) -> Resu
             .map_err(|what| Error::node(node, what))?;
         shapes.insert(node.output.clone(), shape);
     }
+    for input in &graph.inputs {
+        let Some(output) = &input.carried else {
+            continue;
+        };
+        if shapes.get(output) != shapes.get(&input.name) {
+            let shape = |name| shapes.get(name).map_or_else(String::new, |s| show(s));
+            return Err(Error::Graph {
+                graph: graph.name.clone(),
+                what: format!(
+                    "input `{}` of shape {} is carried from `{output}` of shape {}",
+                    input.name,
+                    shape(&input.name),
+                    shape(output)
+                ),
+            });
+        }
+    }
     Ok(shapes)
 }
 
@@ -326,6 +343,25 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
                 ));
             }
             Ok(vec![n, width])
+        }
+        Op::FastGRNN => {
+            let [_, width] = x else {
+                return Err(format!("products of shape {}, not [N,H]", show(x)));
+            };
+            let one = [Dim::Fixed(1)];
+            let width = std::slice::from_ref(width);
+            for (i, want) in [x, width, width, &one, &one].into_iter().enumerate() {
+                let have = need(i + 1)?;
+                if have != want {
+                    return Err(format!(
+                        "input {} has shape {}, not {}",
+                        i + 1,
+                        show(have),
+                        show(want)
+                    ));
+                }
+            }
+            Ok(x.to_vec())
         }
     }
 }

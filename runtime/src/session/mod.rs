@@ -1,10 +1,12 @@
-//! What an app sees: a session runs one planned model; a decoder runs a language model token by token.
+//! What an app sees: a session runs one planned model; a decoder runs a language model token by token,
+//! a stream a recurrent one step by step.
 
 mod bound;
 mod decoder;
 mod generate;
 #[cfg(test)]
 mod sequence_tests;
+mod stream;
 
 use crate::kernels::cpu::team::Team;
 use crate::kernels::cpu::{Isa, Sequence};
@@ -16,6 +18,7 @@ pub use decoder::{Decoder, DecoderOptions, PhaseKind, StepTimes};
 pub use generate::{GenerateOptions, Generated, Sampler, Sampling, Stop};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+pub use stream::Stream;
 
 /// How a session is planned and run.
 #[derive(Clone, Debug, Default)]

@@ -20,6 +20,7 @@ pub mod packed;
 mod packed_battery;
 mod panel;
 pub mod position;
+pub mod recurrent;
 mod room;
 pub mod rows;
 mod simd;
@@ -50,6 +51,8 @@ pub enum Kernel {
     Lookup(lookup::Lookup),
     /// Activations, sums of equal shapes, softmax of rows.
     Elementwise(elementwise::Elementwise),
+    /// A step of a recurrent cell.
+    FastGrnn(recurrent::FastGrnn),
     /// Normalization of rows, means over tokens.
     Norm(norm::Norm),
     /// Slices by index.
@@ -162,6 +165,7 @@ impl Kernel {
                 Kernel::Outputs(k) => k.run::<S>(io),
                 Kernel::Lookup(k) => k.run::<S>(io),
                 Kernel::Elementwise(k) => k.run::<S>(io),
+                Kernel::FastGrnn(k) => k.run::<S>(io),
                 Kernel::Norm(k) => k.run::<S>(io),
                 Kernel::Gather(k) => k.run(io),
                 Kernel::Rotary(k) => k.run::<S>(io),

@@ -146,6 +146,7 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
         | Op::PositionEmbedding
         | Op::Attention { .. }
         | Op::MaskedMean
+        | Op::FastGRNN
         | Op::Conv { .. }
         | Op::Gemm { .. }
         | Op::MatMul { .. }

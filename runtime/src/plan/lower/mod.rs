@@ -5,6 +5,7 @@ mod decide;
 mod generic;
 mod matrix;
 mod packing;
+mod recurrent;
 mod rows;
 mod tokens;
 mod weighted;
@@ -316,6 +317,7 @@ fn lower_unit(
         | Op::LayerNormalization { .. }
         | Op::LpNormalization { .. }
         | Op::MaskedMean => rows::norm(context, lowered),
+        Op::FastGRNN => recurrent::fast_grnn(context, lowered),
         _ => generic::lower(context, lowered),
     }
 }
