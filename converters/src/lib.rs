@@ -27,6 +27,7 @@ mod format;
 mod gguf;
 mod hf;
 mod lm;
+mod micro;
 mod onnx;
 mod safetensors;
 mod source;
@@ -36,6 +37,7 @@ mod torch;
 pub use arch::architectures;
 pub use error::{Error, Result};
 pub use format::Format;
+pub use micro::micro;
 pub use onnx::supported_ops;
 
 use lacuna::Model;
