@@ -123,7 +123,7 @@ fn thinned(name: &str) -> Model {
             let keep = |(i, v): (usize, f32)| if i * 7 % 10 < 3 { v } else { 0.0 };
             let values = weight.to_f32().unwrap();
             let values: Vec<f32> = values.into_iter().enumerate().map(keep).collect();
-            let weight = Weight::from_f32(&weight.shape().to_vec(), &values);
+            let weight = Weight::from_f32(weight.shape(), &values);
             model.set_weight(name, weight).unwrap();
         }
     }
