@@ -127,6 +127,14 @@ pub fn state_dict(path: impl AsRef<Path>) -> Result<Weights> {
     read_state_dict(format, &Source::open(path)?)
 }
 
+/// SHA-256 of the content of a file, in lower-case hex.
+///
+/// # Errors
+/// When it is no regular file, or the system refuses.
+pub fn sha256(path: impl AsRef<Path>) -> Result<String> {
+    Ok(Source::open(path.as_ref())?.sha256())
+}
+
 fn read_state_dict(format: Format, source: &Source) -> Result<Weights> {
     let tensors = match format {
         Format::TorchZip => torch::read_zip(source)?,
