@@ -139,22 +139,27 @@ impl Source {
 
     /// Refuses to write over the source.
     fn keep(&self, output: &Path) -> Result<()> {
-        let place = std::fs::canonicalize(output);
-        if let (Some(model), Ok(place)) = (&self.model, place)
-            && std::fs::canonicalize(model).is_ok_and(|m| m == place)
-        {
-            bail!(
-                "{}: is what is read; write to another file",
-                output.display()
-            );
-        }
-        Ok(())
+        self.model
+            .as_deref()
+            .map_or(Ok(()), |m| refuse_same(m, output))
     }
 
     /// Bytes of the file; none of random weights.
     fn bytes(&self) -> Result<u64> {
         self.model.as_deref().map_or(Ok(0), file_bytes)
     }
+}
+
+/// Refuses to write over a file that is read.
+fn refuse_same(input: &Path, output: &Path) -> Result<()> {
+    let place = std::fs::canonicalize(output);
+    if place.is_ok_and(|place| std::fs::canonicalize(input).is_ok_and(|i| i == place)) {
+        bail!(
+            "{}: is what is read; write to another file",
+            output.display()
+        );
+    }
+    Ok(())
 }
 
 /// Writes a text file that appears whole.
