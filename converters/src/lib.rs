@@ -26,6 +26,7 @@ mod error;
 mod format;
 mod gguf;
 mod hf;
+mod like;
 mod lm;
 mod micro;
 mod onnx;
@@ -37,7 +38,9 @@ mod torch;
 pub use arch::architectures;
 pub use error::{Error, Result};
 pub use format::Format;
+pub use like::in_place_of;
 pub use micro::micro;
+pub use onnx::export::export_onnx;
 pub use onnx::supported_ops;
 
 use lacuna::Model;
@@ -129,19 +132,32 @@ pub fn state_dict(path: impl AsRef<Path>) -> Result<Weights> {
     read_state_dict(format, &Source::open(path)?)
 }
 
+/// SHA-256 of the content of a file, in lower-case hex.
+///
+/// # Errors
+/// When it is no regular file, or the system refuses.
+pub fn sha256(path: impl AsRef<Path>) -> Result<String> {
+    Ok(Source::open(path.as_ref())?.sha256())
+}
+
 fn read_state_dict(format: Format, source: &Source) -> Result<Weights> {
-    let tensors = match format {
-        Format::TorchZip => torch::read_zip(source)?,
-        Format::TorchLegacy => torch::read_legacy(source)?,
-        Format::Safetensors => safetensors::read(source)?,
-        Format::Lacuna | Format::Onnx | Format::Gguf | Format::HuggingFace => {
-            return Err(source.error(format!("{format} files are no state dicts")));
-        }
-    };
+    let tensors = read_tensors(format, source)?;
     const PREFIX: &str = "module.";
     if tensors.keys().all(|name| name.starts_with(PREFIX)) {
         let strip = |(name, t): (String, _)| (name[PREFIX.len()..].to_owned(), t);
         return Ok(tensors.into_iter().map(strip).collect());
     }
     Ok(tensors)
+}
+
+/// The tensors of a state dict under the names of the file.
+fn read_tensors(format: Format, source: &Source) -> Result<Weights> {
+    match format {
+        Format::TorchZip => torch::read_zip(source),
+        Format::TorchLegacy => torch::read_legacy(source),
+        Format::Safetensors => safetensors::read(source),
+        Format::Lacuna | Format::Onnx | Format::Gguf | Format::HuggingFace => {
+            Err(source.error(format!("{format} files are no state dicts")))
+        }
+    }
 }

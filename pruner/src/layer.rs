@@ -1,5 +1,6 @@
 //! The layers that a run prunes: which they are, and whether they can be ranked.
 
+use crate::select::Profile;
 use crate::{Error, Result};
 use glob::Pattern;
 use half::{bf16, f16};
@@ -8,7 +9,7 @@ use lacuna::{DType, Model};
 use rayon::prelude::*;
 
 /// One prunable weight and the node that reads it first.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Layer<'m> {
     /// The weight's name.
     pub name: &'m str,
@@ -18,6 +19,8 @@ pub struct Layer<'m> {
     pub weight: &'m Weight,
     /// Elements that are zero already.
     pub zeros: usize,
+    /// How often its magnitudes occur.
+    pub(crate) profile: Profile,
 }
 
 impl Layer<'_> {
@@ -85,18 +88,23 @@ pub(crate) fn select<'m>(
                     dtype: weight.dtype(),
                 });
             }
-            if let Some(index) = first_not_finite(weight) {
+            let profile = Profile::of(weight);
+            if !profile.finite
+                && let Some(index) = first_not_finite(weight)
+            {
                 return Err(Error::NotFinite {
                     weight: name.to_owned(),
                     index,
                     value: weight.to_f32().map_or(f32::NAN, |all| all[index]),
                 });
             }
+            weight.release();
             Ok(Layer {
                 name,
                 node,
                 weight,
-                zeros: weight.numel() - weight.count_nonzero(),
+                zeros: profile.zeros,
+                profile,
             })
         })
         .collect();

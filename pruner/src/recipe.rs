@@ -1,11 +1,13 @@
 //! A run as a small TOML file: replayable to the same bytes, and hashed into the output.
 
 use crate::allocator::{GlobalMagnitude, Uniform, share};
+use crate::origin::Origin;
 use crate::{Allocator, Budget, Error, FloorMode, MagnitudeSolver, Plan, Result, Solver, Ties};
-use crate::{Layer, layer};
+use crate::{Layer, Prepared, Refiner, layer};
 use lacuna::{DType, Model};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 
 /// The version of the recipe format.
 const SCHEMA: u32 = 1;
@@ -42,9 +44,15 @@ pub struct Recipe {
     /// input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DType>,
+    /// Where random numbers start, for methods that draw any.
+    #[serde(default)]
+    pub seed: u64,
     /// The fewest weights that a layer keeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<Floor>,
+    /// What is pruned, where the recipe says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Origin>,
 }
 
 /// The fewest weights that a layer keeps; a smaller layer stays whole. One of the two is given.
@@ -109,6 +117,15 @@ pub enum RefinerName {
     None,
 }
 
+impl RefinerName {
+    /// The refiner of this name, where anything is to happen.
+    pub fn get(self) -> Option<&'static dyn Refiner> {
+        match self {
+            RefinerName::None => None,
+        }
+    }
+}
+
 /// A pruned model and the plan that made it.
 #[derive(Clone, Debug)]
 pub struct Pruned {
@@ -132,7 +149,9 @@ impl Recipe {
             exclude: Vec::new(),
             keep_dense: false,
             dtype: None,
+            seed: 0,
             floor: None,
+            model: None,
         }
     }
 
@@ -156,45 +175,38 @@ impl Recipe {
         toml::to_string(self).unwrap_or_default()
     }
 
-    /// The SHA-256 of the canonical form, in lower-case hex.
+    /// The SHA-256 of the canonical form, in lower-case hex, without where the model's file lies and what is
+    /// in it: the output has the hash of that apart.
     pub fn hash(&self) -> String {
-        let digest = Sha256::digest(self.to_toml().as_bytes());
+        let model = self.model.as_ref().map(Origin::anywhere);
+        let recipe = Recipe {
+            model: model.filter(|m| *m != Origin::default()),
+            ..self.clone()
+        };
+        let digest = Sha256::digest(recipe.to_toml().as_bytes());
         digest.iter().map(|b| format!("{b:02x}")).collect()
     }
 
     /// What [`Recipe::run`] would do to `model`.
     pub fn plan(&self, model: &Model) -> Result<Plan> {
-        Ok(self.prepare(&self.converted(model)?)?.1)
+        Ok(self.prepare(&*self.convert(model)?)?.plan)
     }
 
     /// The model in the dtype that is asked for.
-    fn converted(&self, model: &Model) -> Result<Model> {
-        match self.dtype {
-            Some(dtype) => Ok(model.to_dtype(dtype)?),
-            None => Ok(model.clone()),
-        }
+    pub fn convert<'m>(&self, model: &'m Model) -> Result<Cow<'m, Model>> {
+        Ok(match self.dtype {
+            Some(dtype) => Cow::Owned(model.to_dtype(dtype)?),
+            None => Cow::Borrowed(model),
+        })
     }
 
     /// Prunes `model`.
     pub fn run(&self, model: &Model) -> Result<Pruned> {
-        let model = &self.converted(model)?;
-        let (layers, plan) = self.prepare(model)?;
-        let refiner = match self.refiner {
-            RefinerName::None => None,
-        };
-        let pruned = plan.apply(model, &layers, self.solver.get(), refiner)?;
-        let mut pruned = match self.keep_dense {
-            true => pruned.decoded(),
-            false => pruned.encoded(),
-        };
-        pruned.metadata.recipe = Some(self.hash());
-        Ok(Pruned {
-            model: pruned,
-            plan,
-        })
+        self.prepare(&*self.convert(model)?)?.run()
     }
 
-    fn prepare<'m>(&self, model: &'m Model) -> Result<(Vec<Layer<'m>>, Plan)> {
+    /// Plans for a model that [`Recipe::convert`] gave.
+    pub fn prepare<'m>(&'m self, model: &'m Model) -> Result<Prepared<'m>> {
         if !(0.0..1.0).contains(&self.sparsity) {
             return Err(Error::Sparsity(self.sparsity));
         }
@@ -208,7 +220,12 @@ impl Recipe {
             self.ties,
         )?;
         let plan = Plan::new(&layers, self.allocator.get(), &budget)?;
-        Ok((layers, plan))
+        Ok(Prepared {
+            recipe: self,
+            model,
+            layers,
+            plan,
+        })
     }
 
     /// The floor in weights per layer, for `total` selected weights.

@@ -1,10 +1,11 @@
 //! What is in a model: sizes, zeros, multiply-accumulates and bytes, by layer and in all.
 
-use crate::Result;
+use crate::{Plan, PlannedLayer, Result};
 use lacuna::model::{Dim, Node, Op, Shapes, Symbols, Weight, infer_shapes};
 use lacuna::{DType, Model};
+use rayon::prelude::*;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How multiply-accumulates are counted, for printing beside a figure.
 pub const MAC_CONVENTION: &str = "1 MAC = one multiplication and one addition; convolutions and linear layers only \
@@ -98,14 +99,93 @@ impl Totals {
     }
 }
 
+/// How a weight is stored, or will be.
+#[derive(Clone, Copy, Debug)]
+struct Stored {
+    nonzeros: usize,
+    sparse: bool,
+    bytes: usize,
+}
+
+impl Stored {
+    fn becomes(weight: &Weight, nonzeros: usize, keep_dense: bool) -> Stored {
+        let size = weight.dtype().size();
+        let sparse = !keep_dense && weight.dtype().is_float() && weight.bitmask_pays(nonzeros);
+        let (rows, cols) = weight.matrix();
+        Stored {
+            nonzeros,
+            sparse,
+            bytes: match sparse {
+                true => nonzeros * size + rows * (cols.div_ceil(8) + 8),
+                false => weight.numel() * size,
+            },
+        }
+    }
+}
+
+/// The weights of a model by name.
+type Storage<'m> = BTreeMap<&'m str, Stored>;
+
 /// The figures of a model. Symbolic dimensions that `symbols` does not name count as 1.
 pub fn report(model: &Model, symbols: &Symbols) -> Result<ModelReport> {
+    figures(model, symbols, &storage(model, &BTreeMap::new()))
+}
+
+/// The figures of `model` before and after `plan`, which was made for it, without carrying it out: the layers
+/// of the plan are not read again.
+pub fn forecast(
+    model: &Model,
+    plan: &Plan,
+    keep_dense: bool,
+) -> Result<(ModelReport, ModelReport)> {
+    let planned = |left: fn(&PlannedLayer) -> usize| -> BTreeMap<&str, usize> {
+        let layers = plan.layers.iter();
+        layers.map(|l| (l.weight.as_str(), left(l))).collect()
+    };
+    let before = storage(model, &planned(|l| l.size - l.zeros_before));
+    let left = planned(|l| l.size - l.zeros_after);
+    let mut after = before.clone();
+    let products: BTreeSet<&str> = model.product_weights().iter().map(|p| p.0).collect();
+    for (name, stored) in &mut after {
+        if keep_dense || products.contains(name) {
+            let nonzeros = left.get(name).copied().unwrap_or(stored.nonzeros);
+            *stored = Stored::becomes(&model.weights()[*name], nonzeros, keep_dense);
+        }
+    }
+    let symbols = Symbols::new();
+    Ok((
+        figures(model, &symbols, &before)?,
+        figures(model, &symbols, &after)?,
+    ))
+}
+
+/// How every weight is stored; the non-zeros of `known` ones are not counted again.
+fn storage<'m>(model: &'m Model, known: &BTreeMap<&str, usize>) -> Storage<'m> {
+    let weights = model.weights().par_iter();
+    weights
+        .map(|(name, weight)| {
+            let nonzeros = known.get(name.as_str()).copied().unwrap_or_else(|| {
+                let counted = weight.count_nonzero();
+                weight.release();
+                counted
+            });
+            let stored = Stored {
+                nonzeros,
+                sparse: weight.is_sparse(),
+                bytes: weight.byte_len(),
+            };
+            (name.as_str(), stored)
+        })
+        .collect()
+}
+
+fn figures(model: &Model, symbols: &Symbols, stored: &Storage<'_>) -> Result<ModelReport> {
     let symbols = bind(model, symbols);
     let shapes = infer_shapes(model.graph(), model.weights(), &symbols)?;
     let layers: Vec<LayerReport> = model
         .prunable()
         .into_iter()
-        .map(|(name, node)| layer(model, &shapes, name, node))
+        .map(|(name, node)| layer(model, &shapes, name, node, stored[name]))
         .collect();
     let norms = model
         .graph()
@@ -115,7 +195,6 @@ pub fn report(model: &Model, symbols: &Symbols) -> Result<ModelReport> {
     let statistics: BTreeSet<&str> = norms
         .flat_map(|n| n.inputs.iter().skip(3).map(String::as_str))
         .collect();
-    let zeros = |w: &Weight| w.numel() - w.count_nonzero();
     let totals = Totals {
         prunable: layers.iter().map(|l| l.size).sum(),
         prunable_zeros: layers.iter().map(|l| l.size - l.nonzeros).sum(),
@@ -126,10 +205,12 @@ pub fn report(model: &Model, symbols: &Symbols) -> Result<ModelReport> {
             .map(|(_, w)| w.numel())
             .sum(),
         parameters: model.weights().values().map(Weight::numel).sum(),
-        parameter_zeros: model.weights().values().map(zeros).sum(),
+        parameter_zeros: (model.weights().iter())
+            .map(|(name, w)| w.numel() - stored[name.as_str()].nonzeros)
+            .sum(),
         dense_macs: layers.iter().map(|l| l.dense_macs).sum(),
         sparse_macs: layers.iter().map(|l| l.sparse_macs).sum(),
-        weight_bytes: model.weights().values().map(Weight::byte_len).sum(),
+        weight_bytes: stored.values().map(|s| s.bytes).sum(),
     };
     let shaped = |name: &str| {
         let dims = shapes.get(name).map(|s| s.as_slice()).unwrap_or_default();
@@ -160,9 +241,9 @@ pub fn bind(model: &Model, symbols: &Symbols) -> Symbols {
     bound
 }
 
-fn layer(model: &Model, shapes: &Shapes, name: &str, first: &Node) -> LayerReport {
+fn layer(model: &Model, shapes: &Shapes, name: &str, first: &Node, stored: Stored) -> LayerReport {
     let weight = &model.weights()[name];
-    let (size, nonzeros) = (weight.numel(), weight.count_nonzero());
+    let (size, nonzeros) = (weight.numel(), stored.nonzeros);
     let readers = model.graph().nodes.iter().filter(|n| {
         let at = n.op.weight_input();
         at.and_then(|i| n.inputs.get(i)).is_some_and(|i| i == name)
@@ -175,16 +256,12 @@ fn layer(model: &Model, shapes: &Shapes, name: &str, first: &Node) -> LayerRepor
         op: first.op.name(),
         shape: weight.shape().to_vec(),
         dtype: DType::name(weight.dtype()),
-        encoding: if weight.is_sparse() {
-            "bitmask"
-        } else {
-            "dense"
-        },
+        encoding: if stored.sparse { "bitmask" } else { "dense" },
         size,
         nonzeros,
         dense_macs,
         sparse_macs: u64::try_from(sparse).unwrap_or(u64::MAX),
-        bytes: weight.byte_len(),
+        bytes: stored.bytes,
     }
 }
 

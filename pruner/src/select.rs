@@ -1,8 +1,10 @@
 //! Selection by magnitude without a pool of all weights: histograms over the bits of |w|.
 //!
 //! The bits of a non-negative float, read as an integer, are in the order of the floats. A key is
-//! those 31 bits of an f32 (a first pass over the upper 16, a second over the lower 15), or the
-//! 15 bits of a 16-bit float where every layer has the same 16-bit dtype (one pass).
+//! those 31 bits of an f32, or the 15 bits of a 16-bit float where every layer has the same 16-bit
+//! dtype. One pass over a layer makes its [`Profile`]: how often each upper half of an f32 and each
+//! magnitude of a 16-bit float occurs. Of f32 layers a second pass looks at the lower 15 bits of the
+//! elements beside the threshold; 16-bit layers are not read again.
 //!
 //! The order that everything here agrees on is (magnitude, layer, flat index): of equal
 //! magnitudes the earlier one goes first.
@@ -15,6 +17,66 @@ use rayon::prelude::*;
 
 /// Low bits of an f32 key: those of the second pass.
 const FINE_BITS: u32 = 15;
+
+/// How often the magnitudes of a weight occur, and what else one pass finds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// Elements that are zero.
+    pub zeros: usize,
+    /// Whether every element is finite.
+    pub finite: bool,
+    /// Buckets that occur, in order, and how often: the bits of |w| of a 16-bit float, the upper 16 of
+    /// the 31 of an f32.
+    counts: Vec<(u32, usize)>,
+}
+
+impl Profile {
+    /// Reads a floating-point weight once.
+    pub fn of(weight: &Weight) -> Profile {
+        let dtype = weight.dtype();
+        let (data, absent) = match weight.encoding() {
+            Encoding::Dense(data) => (data, 0),
+            Encoding::Bitmask(b) => (&b.values, weight.numel() - b.values.len() / dtype.size()),
+        };
+        let mut histogram = vec![0usize; 1 << 16];
+        let mut zeros = absent;
+        match dtype {
+            DType::F32 => {
+                for e in data.as_chunks::<4>().0 {
+                    let key = u32::from_le_bytes(*e) & 0x7fff_ffff;
+                    zeros += usize::from(key == 0);
+                    histogram[(key >> FINE_BITS) as usize] += 1;
+                }
+            }
+            _ => {
+                for e in data.as_chunks::<2>().0 {
+                    histogram[usize::from(u16::from_le_bytes(*e) & 0x7fff)] += 1;
+                }
+                zeros += histogram[0];
+            }
+        }
+        histogram[0] += absent;
+        let infinity = match dtype {
+            DType::F32 => 0x7f80_0000 >> FINE_BITS,
+            DType::F16 => 0x7c00,
+            _ => 0x7f80,
+        };
+        Profile {
+            zeros,
+            finite: histogram[infinity..].iter().all(|&n| n == 0),
+            counts: (0..).zip(histogram).filter(|(_, n)| *n > 0).collect(),
+        }
+    }
+}
+
+/// A weight to be ranked, and its profile.
+#[derive(Clone, Copy)]
+struct Ranked<'a> {
+    weight: &'a Weight,
+    profile: &'a Profile,
+    /// It offers only so many of its smallest elements.
+    cap: usize,
+}
 
 /// How magnitudes become integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,47 +114,70 @@ impl Keys {
         }
     }
 
+    /// The key of the bits of a 16-bit magnitude.
+    fn of_half(self, dtype: DType, bits: u32) -> u32 {
+        match (self, dtype) {
+            (Keys::Half(_), _) => bits,
+            (Keys::Single, DType::F16) => f16::from_bits(bits as u16).to_f32().to_bits(),
+            (Keys::Single, _) => bits << 16,
+        }
+    }
+
     /// The key of one stored element.
     fn key(self, dtype: DType, element: &[u8]) -> u32 {
-        match (element, self, dtype) {
-            (&[a, b, c, d], _, _) => u32::from_le_bytes([a, b, c, d]) & 0x7fff_ffff,
-            (&[a, b], Keys::Half(_), _) => u32::from(u16::from_le_bytes([a, b]) & 0x7fff),
-            (&[a, b], Keys::Single, DType::F16) => {
-                f16::from_le_bytes([a, b]).to_f32().to_bits() & 0x7fff_ffff
-            }
-            (&[a, b], Keys::Single, _) => u32::from(u16::from_le_bytes([a, b]) & 0x7fff) << 16,
+        match *element {
+            [a, b, c, d] => u32::from_le_bytes([a, b, c, d]) & 0x7fff_ffff,
+            [a, b] => self.of_half(dtype, u32::from(u16::from_le_bytes([a, b]) & 0x7fff)),
             _ => 0,
         }
     }
 
-    /// Calls `f` with a key and how many elements have it, until every element is counted.
-    fn visit(self, weight: &Weight, mut f: impl FnMut(u32, usize)) {
-        let dtype = weight.dtype();
-        let data = match weight.encoding() {
+    /// Calls `f` with each bucket of the first pass that occurs, and how often.
+    fn coarse(self, ranked: Ranked<'_>, mut f: impl FnMut(u32, usize)) {
+        let dtype = ranked.weight.dtype();
+        for &(bucket, n) in &ranked.profile.counts {
+            f(
+                match dtype {
+                    DType::F32 => bucket,
+                    _ => self.of_half(dtype, bucket) >> self.fine_bits(),
+                },
+                n,
+            );
+        }
+    }
+
+    /// Calls `f` with a key and how many elements have it, until every element of the bucket is counted.
+    fn within(self, ranked: Ranked<'_>, bucket: u32, mut f: impl FnMut(u32, usize)) {
+        let dtype = ranked.weight.dtype();
+        let counts = &ranked.profile.counts;
+        if dtype != DType::F32 {
+            for &(bits, n) in counts {
+                let key = self.of_half(dtype, bits);
+                if key >> self.fine_bits() == bucket {
+                    f(key, n);
+                }
+            }
+            return;
+        }
+        if counts.binary_search_by_key(&bucket, |c| c.0).is_err() {
+            return;
+        }
+        let data = match ranked.weight.encoding() {
             Encoding::Dense(data) => data,
             Encoding::Bitmask(b) => {
-                f(0, weight.numel() - b.values.len() / dtype.size());
+                if bucket == 0 {
+                    f(0, ranked.weight.numel() - b.values.len() / dtype.size());
+                }
                 &b.values
             }
         };
-        // One loop for each dtype, so that the compiler sees the element size.
-        match dtype {
-            DType::F32 => {
-                for e in data.as_chunks::<4>().0 {
-                    f(self.key(DType::F32, e), 1);
-                }
-            }
-            DType::F16 => {
-                for e in data.as_chunks::<2>().0 {
-                    f(self.key(DType::F16, e), 1);
-                }
-            }
-            _ => {
-                for e in data.as_chunks::<2>().0 {
-                    f(self.key(DType::BF16, e), 1);
-                }
+        for e in data.as_chunks::<4>().0 {
+            let key = u32::from_le_bytes(*e) & 0x7fff_ffff;
+            if key >> FINE_BITS == bucket {
+                f(key, 1);
             }
         }
+        ranked.weight.release();
     }
 }
 
@@ -128,20 +213,17 @@ impl Cut {
 /// Cuts at the k-th smallest magnitude over all layers, where layer `l` offers only its
 /// `caps[l]` smallest. `k` is at least 1 and at most the sum of the caps; magnitudes are no NaN.
 pub(crate) fn cut(layers: &[Layer<'_>], caps: &[usize], k: usize) -> Cut {
-    let keys = Keys::of(layers.iter().map(|l| l.weight));
-    let weights: Vec<(&Weight, usize)> = layers
-        .iter()
-        .map(|l| l.weight)
-        .zip(caps.iter().copied())
-        .collect();
-    let key = kth_key(keys, &weights, k);
-    let counts: Vec<(usize, usize)> = weights
-        .par_iter()
-        .map(|(weight, _)| count(keys, weight, key))
-        .collect();
-    let below: Vec<usize> = counts
+    let ranked: Vec<Ranked<'_>> = layers
         .iter()
         .zip(caps)
+        .map(|(layer, &cap)| Ranked {
+            weight: layer.weight,
+            profile: &layer.profile,
+            cap,
+        })
+        .collect();
+    let (keys, key, counts) = kth(&ranked, k);
+    let below: Vec<usize> = (counts.iter().zip(caps))
         .map(|(c, &cap)| c.0.min(cap))
         .collect();
     Cut {
@@ -154,25 +236,23 @@ pub(crate) fn cut(layers: &[Layer<'_>], caps: &[usize], k: usize) -> Cut {
     }
 }
 
-/// Elements of `weight` below the k-th smallest magnitude of that weight alone.
-pub(crate) fn strictly_below_kth(weight: &Weight, k: usize) -> usize {
-    let keys = Keys::of(std::iter::once(weight));
-    let key = kth_key(keys, &[(weight, weight.numel())], k);
-    count(keys, weight, key).0
+/// Elements of the layer below its own k-th smallest magnitude.
+pub(crate) fn strictly_below_kth(layer: &Layer<'_>, k: usize) -> usize {
+    let (_, _, counts) = kth(&[alone(layer.weight, &layer.profile)], k);
+    counts[0].0
 }
 
-/// The weight, dense, with its `k` smallest magnitudes set to +0; ties go in flat order.
-pub(crate) fn zero_smallest(weight: &Weight, k: usize) -> Weight {
-    let dense = weight.decode();
+/// The layer's weight, dense, with its `k` smallest magnitudes set to +0; ties go in flat order.
+pub(crate) fn zero_smallest(layer: &Layer<'_>, k: usize) -> Weight {
+    let dense = layer.weight.decode();
     let Encoding::Dense(data) = dense.encoding() else {
         return dense;
     };
     if k == 0 {
         return dense;
     }
-    let keys = Keys::of(std::iter::once(&dense));
-    let threshold = kth_key(keys, &[(&dense, dense.numel())], k);
-    let mut ties = k - count(keys, &dense, threshold).0;
+    let (keys, threshold, counts) = kth(&[alone(layer.weight, &layer.profile)], k);
+    let mut ties = k - counts[0].0;
     let (dtype, size) = (dense.dtype(), dense.dtype().size());
     let mut bytes = data.to_vec();
     for element in bytes.chunks_exact_mut(size) {
@@ -188,64 +268,59 @@ pub(crate) fn zero_smallest(weight: &Weight, k: usize) -> Weight {
     Weight::dense(dense.shape().to_vec(), dtype, bytes.into()).unwrap_or(dense)
 }
 
-/// Elements with a smaller key, and elements with this key.
-fn count(keys: Keys, weight: &Weight, key: u32) -> (usize, usize) {
-    let (mut below, mut at) = (0, 0);
-    keys.visit(weight, |k, n| {
-        below += if k < key { n } else { 0 };
-        at += if k == key { n } else { 0 };
-    });
-    (below, at)
-}
-
-/// The key of the k-th smallest element, where each weight offers only its `cap` smallest.
-fn kth_key(keys: Keys, weights: &[(&Weight, usize)], k: usize) -> u32 {
-    let fine = keys.fine_bits();
-    let coarse = histogram(weights, 1 << 16, |weight, cap, histogram| {
-        keys.visit(weight, |key, n| histogram[(key >> fine) as usize] += n);
-        cap
-    });
-    let (bucket, before) = rank(&coarse, k);
-    if fine == 0 {
-        return bucket;
+fn alone<'a>(weight: &'a Weight, profile: &'a Profile) -> Ranked<'a> {
+    Ranked {
+        weight,
+        profile,
+        cap: weight.numel(),
     }
-    let low = histogram(weights, 1 << fine, |weight, cap, histogram| {
-        let mut below = 0;
-        keys.visit(weight, |key, n| {
-            let upper = key >> fine;
-            if upper == bucket {
-                histogram[(key & ((1 << fine) - 1)) as usize] += n;
-            } else if upper < bucket {
-                below += n;
-            }
-        });
-        cap.saturating_sub(below)
-    });
-    bucket << fine | rank(&low, k - before).0
 }
 
-/// Sums the weights' histograms, each cut after as many elements as `fill` returns.
-fn histogram(
-    weights: &[(&Weight, usize)],
-    buckets: usize,
-    fill: impl Fn(&Weight, usize, &mut [usize]) -> usize + Sync,
-) -> Vec<usize> {
-    let add = |mut a: Vec<usize>, b: Vec<usize>| {
-        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
-        a
-    };
-    weights
+/// The key of the k-th smallest element, where each weight offers only its `cap` smallest; and for each
+/// weight, of all its elements, how many have a smaller key and how many this one.
+fn kth(ranked: &[Ranked<'_>], k: usize) -> (Keys, u32, Vec<(usize, usize)>) {
+    let keys = Keys::of(ranked.iter().map(|r| r.weight));
+    let fine = keys.fine_bits();
+    let mut coarse = vec![0; 1 << 16];
+    for &weight in ranked {
+        let mut left = weight.cap;
+        keys.coarse(weight, |bucket, n| {
+            coarse[bucket as usize] += n.min(left);
+            left -= n.min(left);
+        });
+    }
+    let (bucket, before) = rank(&coarse, k);
+    let first = bucket << fine;
+    // Of each weight, elements before the bucket, and the keys in it.
+    let parts: Vec<(usize, Vec<usize>)> = ranked
         .par_iter()
-        .map(|&(weight, cap)| {
-            let mut own = vec![0; buckets];
-            let mut left = fill(weight, cap, &mut own);
-            for n in &mut own {
-                *n = left.min(*n);
-                left -= *n;
-            }
-            own
+        .map(|&weight| {
+            let mut below = 0;
+            keys.coarse(weight, |b, n| below += if b < bucket { n } else { 0 });
+            let mut own = vec![0; 1 << fine];
+            keys.within(weight, bucket, |key, n| own[(key - first) as usize] += n);
+            (below, own)
         })
-        .reduce(|| vec![0; buckets], add)
+        .collect();
+    let mut low = vec![0; 1 << fine];
+    for (weight, (below, own)) in ranked.iter().zip(&parts) {
+        let mut left = weight.cap.saturating_sub(*below);
+        for (sum, &n) in low.iter_mut().zip(own) {
+            *sum += n.min(left);
+            left -= n.min(left);
+        }
+    }
+    let at = rank(&low, k - before).0;
+    let counts = parts
+        .iter()
+        .map(|(below, own)| {
+            (
+                below + own[..at as usize].iter().sum::<usize>(),
+                own[at as usize],
+            )
+        })
+        .collect();
+    (keys, first | at, counts)
 }
 
 /// The bucket that holds the k-th element, and the number of elements before that bucket.

@@ -22,6 +22,6 @@ impl Solver for MagnitudeSolver {
     }
 
     fn solve(&self, layer: &Layer<'_>, remove: usize) -> Result<Weight> {
-        Ok(select::zero_smallest(layer.weight, remove))
+        Ok(select::zero_smallest(layer, remove))
     }
 }

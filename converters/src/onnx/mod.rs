@@ -10,6 +10,7 @@ mod axes;
 mod call;
 mod constants;
 mod convert;
+pub(crate) mod export;
 mod external;
 mod fold;
 mod ints;

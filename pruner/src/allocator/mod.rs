@@ -193,7 +193,7 @@ fn counts_at(layers: &[Layer<'_>], sparsities: &[f64], budget: &Budget) -> Vec<u
                 let k = share(s, l.numel()).max(1);
                 match l.numel() {
                     0 => 0,
-                    _ => crate::select::strictly_below_kth(l.weight, k),
+                    _ => crate::select::strictly_below_kth(l, k),
                 }
             })
             .collect(),

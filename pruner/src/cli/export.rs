@@ -3,17 +3,22 @@
 use super::{Source, file_bytes, json, text};
 use anyhow::Result;
 use clap::Args;
-use lacuna::model::file::write_dense;
+use lacuna::model::file::{write_dense, write_weights};
+use lacuna_convert::{export_onnx, in_place_of};
 use serde::Serialize;
 use std::path::PathBuf;
 
+/// Zeros are filled in, so that every other runtime takes the result.
 #[derive(Args)]
 pub struct Export {
     #[command(flatten)]
     source: Source,
-    /// Plain safetensors: every weight dense under its own name, without the graph
-    #[arg(long, required = true)]
-    dense: bool,
+    #[command(flatten)]
+    format: Format,
+    /// With --dense: the checkpoint that the model was converted from; its tensors keep their names, and those that
+    /// the model does not have their values
+    #[arg(long, value_name = "FILE", conflicts_with = "onnx")]
+    like: Option<PathBuf>,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -22,10 +27,22 @@ pub struct Export {
     json: bool,
 }
 
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Format {
+    /// Plain safetensors: every weight dense, without the graph
+    #[arg(long)]
+    dense: bool,
+    /// ONNX: the graph, and every weight dense in f32
+    #[arg(long)]
+    onnx: bool,
+}
+
 #[derive(Serialize)]
 struct Report {
     input: PathBuf,
     output: PathBuf,
+    format: &'static str,
     tensors: usize,
     bytes_before: u64,
     bytes_after: u64,
@@ -34,11 +51,27 @@ struct Report {
 impl Export {
     pub fn run(&self) -> Result<String> {
         let model = self.source.open()?;
-        write_dense(&model, &self.output)?;
+        self.source.keep(&self.output)?;
+        let mut tensors = model.weights().len();
+        match (self.format.onnx, &self.like) {
+            (true, _) => export_onnx(&model, &self.output)?,
+            (false, None) => write_dense(&model, &self.output)?,
+            (false, Some(checkpoint)) => {
+                super::refuse_same(checkpoint, &self.output)?;
+                let weights = in_place_of(&model, checkpoint)?;
+                tensors = weights.len();
+                write_weights(&weights, &self.output)?;
+            }
+        }
         let report = Report {
             input: self.source.name(),
             output: self.output.clone(),
-            tensors: model.weights().len(),
+            format: if self.format.onnx {
+                "onnx"
+            } else {
+                "safetensors"
+            },
+            tensors,
             bytes_before: self.source.bytes()?,
             bytes_after: file_bytes(&self.output)?,
         };

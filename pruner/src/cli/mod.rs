@@ -6,12 +6,15 @@ mod eval;
 mod export;
 mod generate;
 mod inspect;
+mod outcome;
 mod prune;
+mod run;
 mod text;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use lacuna::{DType, Model};
+use lacuna_prune::Origin;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +41,8 @@ enum Verb {
     GlobalMp(prune::GlobalMp),
     /// Prunes the same share of every layer by magnitude
     Magnitude(prune::Magnitude),
+    /// Carries a recipe out
+    Run(run::Run),
     /// Measures accuracy on labelled images, or perplexity on a text
     Eval(eval::Eval),
     /// Continues a text with a language model
@@ -56,6 +61,7 @@ impl Cli {
             Verb::Inspect(v) => v.run(),
             Verb::GlobalMp(v) => v.run(),
             Verb::Magnitude(v) => v.run(),
+            Verb::Run(v) => v.run(),
             Verb::Eval(v) => v.run(),
             Verb::Generate(v) => v.run(),
             Verb::Export(v) => v.run(),
@@ -106,10 +112,60 @@ impl Source {
         self.model.clone().unwrap_or_else(arch)
     }
 
+    /// The table `[model]` of a recipe for this source, without the file.
+    fn origin(&self) -> Origin {
+        Origin {
+            arch: self.arch.clone(),
+            heads: self.heads,
+            sentence: self.sentence,
+            init_seed: if self.model.is_some() {
+                0
+            } else {
+                self.init_seed
+            },
+            ..Origin::default()
+        }
+    }
+
+    /// SHA-256 of the content of the file; none of random weights.
+    fn digest(&self, model: &Model) -> Result<Option<String>> {
+        // A Lacuna file names the source of its own source.
+        match (&self.model, model.path()) {
+            (Some(_), Some(path)) => Ok(Some(lacuna_convert::sha256(path)?)),
+            (Some(_), None) => Ok(model.metadata.source.clone()),
+            (None, _) => Ok(None),
+        }
+    }
+
+    /// Refuses to write over the source.
+    fn keep(&self, output: &Path) -> Result<()> {
+        self.model
+            .as_deref()
+            .map_or(Ok(()), |m| refuse_same(m, output))
+    }
+
     /// Bytes of the file; none of random weights.
     fn bytes(&self) -> Result<u64> {
         self.model.as_deref().map_or(Ok(0), file_bytes)
     }
+}
+
+/// Refuses to write over a file that is read.
+fn refuse_same(input: &Path, output: &Path) -> Result<()> {
+    let place = std::fs::canonicalize(output);
+    if place.is_ok_and(|place| std::fs::canonicalize(input).is_ok_and(|i| i == place)) {
+        bail!(
+            "{}: is what is read; write to another file",
+            output.display()
+        );
+    }
+    Ok(())
+}
+
+/// Writes a text file that appears whole.
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    let fill = |out: &mut dyn lacuna::model::file::Output| out.write_all(text.as_bytes());
+    Ok(lacuna::model::file::replace(path, fill, |_| Ok(()))?)
 }
 
 /// Bytes of a file, or of the files of a folder.

@@ -1,14 +1,11 @@
-//! `prune global-mp` and `prune magnitude`: a recipe from flags or a file, carried out and reported.
+//! `prune global-mp` and `prune magnitude`: a recipe from flags or a file.
 
-use super::text::{self, Align, Table};
-use super::{Source, dtype, file_bytes, json};
+use super::outcome::Job;
+use super::{Source, dtype};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lacuna::DType;
-use lacuna::model::Symbols;
-use lacuna_prune::report::{MAC_CONVENTION, Totals, report};
-use lacuna_prune::{AllocatorName, Floor, FloorMode, Plan, Recipe, Ties, save};
-use serde::Serialize;
+use lacuna_prune::{AllocatorName, Floor, FloorMode, Recipe, Ties};
 use std::path::PathBuf;
 
 /// The magnitudes of all layers are ranked together; the smallest go.
@@ -80,9 +77,9 @@ struct Options {
         "dtype",
     ])]
     recipe: Option<PathBuf>,
-    /// Write the recipe; its SHA-256 is the one that the output carries
-    #[arg(long, value_name = "FILE")]
-    save_recipe: Option<PathBuf>,
+    /// Write the recipe, for `prune run`; its SHA-256 is the one that the output carries
+    #[arg(long, value_name = "FILE", alias = "save-recipe")]
+    emit_recipe: Option<PathBuf>,
     /// Say what would happen and write no model
     #[arg(long, conflicts_with = "output")]
     dry_run: bool,
@@ -107,88 +104,16 @@ enum TieRule {
     Keep,
 }
 
-/// The sparsity from which magnitude alone is no method for a language model.
-const HOPELESS: f64 = 0.35;
-
-const NOTE: &str = "magnitude alone ruins language models at such a sparsity (SmolLM2-135M at 50 %: perplexity 37 -> 430); \
-     measure with `prune eval --text`";
-
-#[derive(Serialize)]
-struct Report {
-    input: PathBuf,
-    output: Option<PathBuf>,
-    dry_run: bool,
-    recipe_sha256: String,
-    recipe: Recipe,
-    plan: Plan,
-    floored: Vec<String>,
-    emptied: Vec<String>,
-    note: Option<&'static str>,
-    mac_convention: &'static str,
-    before: State,
-    after: State,
-    /// Whether the output was reopened and its zeros equal the plan's.
-    verified: bool,
-}
-
-#[derive(Serialize)]
-struct State {
-    #[serde(flatten)]
-    totals: Totals,
-    sparsity: f64,
-    sparsity_of_all: f64,
-    file_bytes: Option<u64>,
-}
-
-impl State {
-    fn of(model: &lacuna::Model, file_bytes: Option<u64>) -> Result<State> {
-        let totals = report(model, &Symbols::new())?.totals;
-        Ok(State {
-            totals,
-            sparsity: totals.sparsity(),
-            sparsity_of_all: totals.sparsity_of_all(),
-            file_bytes,
-        })
-    }
-}
-
 impl Options {
     fn run(&self, allocator: AllocatorName) -> Result<String> {
-        let recipe = self.recipe(allocator)?;
-        let model = self.source.open()?;
-        let input = || self.source.name().display().to_string();
-        let pruned = recipe.run(&model).with_context(input)?;
-        let before = State::of(&model, Some(self.source.bytes()?))?;
-        let after = match &self.output {
-            Some(path) => State::of(&save(&pruned, path)?, Some(file_bytes(path)?))?,
-            None => State::of(&pruned.model, None)?,
-        };
-        if let Some(path) = &self.save_recipe {
-            std::fs::write(path, recipe.to_toml())
-                .with_context(|| format!("{}: cannot write the recipe", path.display()))?;
+        Job {
+            recipe: self.recipe(allocator)?,
+            source: &self.source,
+            output: self.output.as_deref(),
+            emit_recipe: self.emit_recipe.as_deref(),
+            json: self.json,
         }
-        let names = |layers: Vec<&lacuna_prune::PlannedLayer>| {
-            layers.into_iter().map(|l| l.weight.clone()).collect()
-        };
-        let report = Report {
-            input: self.source.name(),
-            output: self.output.clone(),
-            dry_run: self.dry_run,
-            recipe_sha256: recipe.hash(),
-            floored: names(pruned.plan.floored().collect()),
-            emptied: names(pruned.plan.emptied().collect()),
-            note: (model.is_language_model() && pruned.plan.sparsity() > HOPELESS).then_some(NOTE),
-            plan: pruned.plan,
-            recipe,
-            mac_convention: MAC_CONVENTION,
-            before,
-            after,
-            verified: self.output.is_some(),
-        };
-        match self.json {
-            true => json(&report),
-            false => Ok(report.text()),
-        }
+        .run()
     }
 
     fn recipe(&self, allocator: AllocatorName) -> Result<Recipe> {
@@ -227,141 +152,5 @@ impl Options {
             floor: wanted.then_some(floor),
             ..Recipe::new(allocator, self.sparsity.unwrap_or_default())
         })
-    }
-}
-
-impl Report {
-    fn text(&self) -> String {
-        let mut out = format!(
-            "{}, {}, recipe sha256 {}\n",
-            self.plan.allocator,
-            text::percent(self.plan.target),
-            self.recipe_sha256
-        );
-        if let Some(t) = self.plan.threshold {
-            out += &format!("threshold |w| = {t:e}\n");
-        }
-        out += "\n";
-        out += &self.layers();
-        out += "\n";
-        if self.plan.sigma > 0 {
-            out += &format!(
-                "floor: {} weights per layer; it kept weights in {} layers{}{}\n",
-                text::count(self.plan.sigma as u64),
-                self.floored.len(),
-                if self.floored.is_empty() { "" } else { ": " },
-                self.floored.join(", ")
-            );
-        }
-        if !self.emptied.is_empty() {
-            out += &format!(
-                "WARNING: nothing is left of {}; where no path leads around it the model is dead. \
-                 A floor (--min-weights, --mt-percent) or --exclude keeps it alive.\n",
-                self.emptied.join(", ")
-            );
-        }
-        if let Some(note) = &self.note {
-            out += &format!("note: {note}\n");
-        }
-        out += &self.totals();
-        out += &format!("MACs at batch 1: {}\n", self.mac_convention);
-        match &self.output {
-            Some(path) => {
-                out += &format!(
-                    "wrote {}; reopened: the zeros of {} layers are those of the plan\n",
-                    path.display(),
-                    self.plan.layers.len()
-                );
-            }
-            None => out += "dry run: nothing was written\n",
-        }
-        out
-    }
-
-    fn layers(&self) -> String {
-        let mut table = Table::new([
-            ("weight", Align::Left),
-            ("op", Align::Left),
-            ("shape", Align::Left),
-            ("size", Align::Right),
-            ("before", Align::Right),
-            ("sparsity", Align::Right),
-            ("kept", Align::Right),
-            ("", Align::Left),
-        ]);
-        for l in &self.plan.layers {
-            table.row([
-                l.weight.clone(),
-                l.op.to_owned(),
-                text::shape(&l.shape),
-                text::count(l.size as u64),
-                text::percent(text::ratio(l.zeros_before as u64, l.size as u64)),
-                text::percent(l.sparsity()),
-                text::count((l.size - l.zeros_after) as u64),
-                match (l.is_empty(), l.floored) {
-                    (true, _) => "EMPTY".to_owned(),
-                    (_, true) => "floor".to_owned(),
-                    _ => String::new(),
-                },
-            ]);
-        }
-        table.render()
-    }
-
-    fn totals(&self) -> String {
-        let (b, a) = (&self.before, &self.after);
-        let mut table = Table::new([
-            ("", Align::Left),
-            ("before", Align::Right),
-            ("after", Align::Right),
-            ("left", Align::Right),
-        ]);
-        let plan = &self.plan;
-        let selected = text::ratio(plan.zeros_before as u64, plan.total as u64);
-        table.row([
-            "sparsity, pruned layers".to_owned(),
-            text::percent(selected),
-            text::percent(plan.sparsity()),
-        ]);
-        table.row([
-            "sparsity, all prunable layers".to_owned(),
-            text::percent(b.sparsity),
-            text::percent(a.sparsity),
-        ]);
-        table.row([
-            "sparsity, all weights".to_owned(),
-            text::percent(b.sparsity_of_all),
-            text::percent(a.sparsity_of_all),
-        ]);
-        let mut line = |what: &str, before: u64, after: Option<u64>, show: fn(u64) -> String| {
-            table.row([
-                what.to_owned(),
-                show(before),
-                after.map_or("-".into(), show),
-                after.map_or("-".into(), |n| text::percent(text::ratio(n, before))),
-            ]);
-        };
-        let nonzero = |t: &Totals| (t.parameters - t.parameter_zeros) as u64;
-        let (bt, at) = (&b.totals, &a.totals);
-        line(
-            "parameters that are not zero",
-            nonzero(bt),
-            Some(nonzero(at)),
-            text::count,
-        );
-        line("MACs", bt.sparse_macs, Some(at.sparse_macs), text::count);
-        line(
-            "bytes of the weights",
-            bt.weight_bytes as u64,
-            Some(at.weight_bytes as u64),
-            text::count,
-        );
-        line(
-            "bytes of the file",
-            b.file_bytes.unwrap_or(0),
-            a.file_bytes,
-            text::count,
-        );
-        table.render()
     }
 }

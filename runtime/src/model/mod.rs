@@ -196,10 +196,7 @@ impl Model {
     }
 
     /// The same model with every weight of `Conv`, `Gemm` and `MatMul` that has zeros enough in the bitmask
-    /// encoding, and every other weight dense.
-    ///
-    /// Enough is where the bitmask is smaller. A weight of 16 bits is executed as it is stored, and an
-    /// expansion has to be paid for: its bitmask must save a tenth of its bytes, which is one zero in six.
+    /// encoding ([`Weight::bitmask_pays`]), and every other weight dense.
     pub fn encoded(&self) -> Model {
         let mut model = self.clone();
         model.derived = Derived::default();
@@ -210,14 +207,7 @@ impl Model {
             .collect();
         for name in names {
             let weight = &self.weights[&name];
-            let ((rows, cols), zeros) = (weight.matrix(), weight.numel() - weight.count_nonzero());
-            let size = weight.dtype().size();
-            let overhead = rows * (cols.div_ceil(8) + 8);
-            let least = match size {
-                2 => weight.numel() * size / 10,
-                _ => 0,
-            };
-            let chosen = match zeros * size > overhead + least {
+            let chosen = match weight.bitmask_pays(weight.count_nonzero()) {
                 true => weight.decode().encode(),
                 false => weight.decode(),
             };

@@ -227,8 +227,9 @@ impl Weight {
         }
     }
 
-    /// Lets go of the pages of a mapped file that hold this weight.
-    pub(crate) fn release(&self) {
+    /// Lets go of the pages of a mapped file that hold this weight: they are read again when it is used
+    /// again.
+    pub fn release(&self) {
         match &self.encoding {
             Encoding::Dense(data) => data.release(),
             Encoding::Bitmask(b) => {
@@ -236,6 +237,21 @@ impl Weight {
                 b.mask.release();
             }
         }
+    }
+
+    /// Whether the bitmask is the better form of a weight of this shape and dtype with so many non-zeros.
+    ///
+    /// It is where it is smaller. A weight of 16 bits is executed as it is stored, and an expansion has to be
+    /// paid for: its bitmask must save a tenth of its bytes, which is one zero in six.
+    pub fn bitmask_pays(&self, nonzeros: usize) -> bool {
+        let ((rows, cols), zeros) = (self.matrix(), self.numel() - nonzeros);
+        let size = self.dtype.size();
+        let overhead = rows * (cols.div_ceil(8) + 8);
+        let least = match size {
+            2 => self.numel() * size / 10,
+            _ => 0,
+        };
+        zeros * size > overhead + least
     }
 
     /// Elements that are not zero.

@@ -2,7 +2,7 @@
 
 use crate::kernels::cpu::conv::PanelSet;
 use crate::kernels::cpu::packed::{Expected, Hash, read, write};
-use crate::model::file::{map, replace};
+use crate::model::file::{Output, map, replace};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -80,7 +80,7 @@ impl PackCache {
         std::fs::create_dir_all(&self.folder).map_err(|e| e.to_string())?;
         let mut body = Vec::with_capacity(set.groups.iter().map(|g| g.byte_len()).sum());
         write(set, HEAD, &mut body).map_err(|e| e.to_string())?;
-        let fill = |out: &mut dyn std::io::Write| {
+        let fill = |out: &mut dyn Output| {
             out.write_all(MAGIC)?;
             out.write_all(&[0; 8])?;
             out.write_all(&sum(&body).to_le_bytes())?;

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,12 +20,20 @@ impl Drop for Temporary {
     }
 }
 
+/// Where a file's content goes.
+pub trait Output: Write + Seek + Send {}
+
+impl Output for BufWriter<File> {}
+
 /// Writes `target` through a temporary file beside it: `fill` writes, the file is synced, `check`
 /// reads it back, and only then it takes the name. On any failure what was there before stays.
 /// Where `target` is a symbolic link the file that it points to is replaced.
-pub(crate) fn replace(
+///
+/// # Errors
+/// When the system refuses, `target` is a folder, or `check` fails.
+pub fn replace(
     target: &Path,
-    fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    fill: impl FnOnce(&mut dyn Output) -> std::io::Result<()>,
     check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
     let io = |action: &'static str| {

@@ -24,18 +24,20 @@ mod atomic;
 mod encoded;
 mod finite;
 mod header;
+mod made;
 #[allow(unsafe_code)]
 mod map;
 mod reader;
 mod tensors;
 mod writer;
 
-pub(crate) use atomic::replace;
+pub use atomic::{Output, replace};
 pub use encoded::decode_bitmask_tensors;
+pub use made::{Form, Maker};
 pub use map::map;
 pub(super) use map::release;
 pub use tensors::{StoredTensor, Tensors};
-pub use writer::{write, write_dense, write_weights};
+pub use writer::{write, write_dense, write_made, write_weights};
 
 use super::{Bytes, Model};
 use crate::Result;

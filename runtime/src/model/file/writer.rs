@@ -1,44 +1,69 @@
 //! A model becomes a file.
 
+use super::atomic::Output;
 use super::encoded::{Parts, prefix};
 use super::header::MAX_HEADER;
+use super::made::{self, AsItIs, Fault, Maker, Part, Placed};
 use super::{
     FORMAT, GRAPH, RESERVED, TOKENIZER, Tensors, VERSION, atomic, finite, map, reader, shown,
 };
 use crate::model::{Bytes, Encoding, Graph, Model, Text, Weight, Weights};
 use crate::{DType, Error, Result};
 use serde::Serialize;
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::io::SeekFrom;
 use std::path::Path;
 
 /// The alignment of the data, and of every tensor whose length keeps it.
 const ALIGN: usize = 64;
 
 /// One tensor to be written.
-struct Item<'a> {
-    /// The weight that it belongs to, for errors.
-    owner: &'a str,
-    dtype: DType,
-    shape: Vec<usize>,
-    len: usize,
-    data: Data<'a>,
+pub(super) struct Item<'a> {
+    /// The weight that it belongs to.
+    pub owner: &'a str,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub len: usize,
+    pub data: Data<'a>,
 }
 
-enum Data<'a> {
+pub(super) enum Data<'a> {
     Bytes(Bytes),
     /// A sparse weight that is decoded while it is written.
     Decode(&'a Weight),
+    /// A part of a weight that is made while it is written.
+    Made(Part),
 }
 
 impl Item<'_> {
-    fn bytes(&self) -> Bytes {
+    /// The bytes of a tensor that needs no making.
+    fn bytes(&self) -> Option<Bytes> {
         match &self.data {
-            Data::Bytes(bytes) => bytes.clone(),
-            Data::Decode(weight) => match weight.decode().encoding() {
+            Data::Bytes(bytes) => Some(bytes.clone()),
+            Data::Decode(weight) => Some(match weight.decode().encoding() {
                 Encoding::Dense(data) => data.clone(),
                 Encoding::Bitmask(b) => b.values.clone(),
-            },
+            }),
+            Data::Made(_) => None,
+        }
+    }
+
+    /// Lets go of the pages of a mapped source.
+    fn release(&self) {
+        match &self.data {
+            Data::Bytes(bytes) => bytes.release(),
+            Data::Decode(weight) => weight.release(),
+            Data::Made(_) => {}
+        }
+    }
+
+    /// Bytes that making its weight takes for this tensor; a mask has a bit for each element.
+    pub fn dense_bytes(&self) -> usize {
+        match self.data {
+            Data::Made(Part::Mask) => self.len * 8 * 4,
+            _ => self.len,
         }
     }
 }
@@ -55,10 +80,30 @@ type Items<'a> = BTreeMap<String, Item<'a>>;
 /// When two weights would be stored under one name, when a value is not finite, when `path` is the
 /// file that the model was opened from, and when the system refuses.
 pub fn write(model: &Model, path: &Path) -> Result<()> {
+    write_made(model, &AsItIs, path)
+}
+
+/// Writes a Lacuna file, some of whose weights are made while it is written: as [`write`] of a model that
+/// has them, byte for byte, but with few of them in memory at a time.
+///
+/// # Errors
+/// As [`write`], and when a weight cannot be made or is not of the form that was promised.
+pub fn write_made(model: &Model, maker: &dyn Maker, path: &Path) -> Result<()> {
     refuse_own_source(model, path)?;
     let mut items = Items::new();
     let mut shapes: BTreeMap<&str, &[usize]> = BTreeMap::new();
+    let sparse =
+        |name: &str, weight: &Weight| maker.form(name).map_or(weight.is_sparse(), |f| f.sparse);
     for (name, weight) in model.weights() {
+        if let Some(form) = maker.form(name) {
+            if form.sparse {
+                shapes.insert(name, weight.shape());
+            }
+            for (stored, item) in made::items(name, weight, form) {
+                add(&mut items, stored, item)?;
+            }
+            continue;
+        }
         finite::check(weight).map_err(|what| fault(name, what))?;
         if weight.is_sparse() {
             shapes.insert(name, weight.shape());
@@ -94,14 +139,14 @@ pub fn write(model: &Model, path: &Path) -> Result<()> {
             metadata.insert(key, value);
         }
     }
-    write_items(path, &items, &metadata, |tensors| {
+    write_items(path, &items, &metadata, maker, |tensors| {
         let back = reader::model(tensors)?;
         let same = back.graph() == model.graph()
             && back.weights().len() == model.weights().len()
             && back.metadata == model.metadata
             && back.text == model.text
             && back.weights().iter().zip(model.weights()).all(|(a, b)| {
-                a.0 == b.0 && a.1.shape() == b.1.shape() && a.1.is_sparse() == b.1.is_sparse()
+                a.0 == b.0 && a.1.shape() == b.1.shape() && a.1.is_sparse() == sparse(b.0, b.1)
             });
         if same {
             Ok(())
@@ -150,6 +195,7 @@ pub fn write_weights(weights: &Weights, path: &Path) -> Result<()> {
         path,
         &items,
         &BTreeMap::from([("format", "pt")]),
+        &AsItIs,
         |_| Ok(()),
     )
 }
@@ -168,67 +214,58 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Adds a tensor whose name no other has.
+fn add<'a>(items: &mut Items<'a>, stored: String, item: Item<'a>) -> Result<()> {
+    check_name(&stored)?;
+    if let Some(other) = items.get(&stored) {
+        return Err(fault(
+            item.owner,
+            format!(
+                "would be stored as `{}`, and so would the weight `{}`",
+                shown(&stored),
+                shown(other.owner)
+            ),
+        ));
+    }
+    items.insert(stored, item);
+    Ok(())
+}
+
 fn add_weight<'a>(items: &mut Items<'a>, name: &'a str, weight: &Weight) -> Result<()> {
     check_name(name)?;
-    let mut add = |stored: String, dtype, shape: Vec<usize>, bytes: Bytes| {
-        check_name(&stored)?;
-        let item = Item {
-            owner: name,
-            dtype,
-            shape,
-            len: bytes.len(),
-            data: Data::Bytes(bytes),
-        };
-        if let Some(other) = items.get(&stored) {
-            return Err(fault(
-                name,
-                format!(
-                    "would be stored as `{}`, and so would the weight `{}`",
-                    shown(&stored),
-                    shown(other.owner)
-                ),
-            ));
-        }
-        items.insert(stored, item);
-        Ok(())
+    let item = |dtype, shape: Vec<usize>, bytes: &Bytes| Item {
+        owner: name,
+        dtype,
+        shape,
+        len: bytes.len(),
+        data: Data::Bytes(bytes.clone()),
     };
-    match weight.encoding() {
-        Encoding::Dense(data) => add(
-            name.to_owned(),
-            weight.dtype(),
-            weight.shape().to_vec(),
-            data.clone(),
-        ),
-        Encoding::Bitmask(b) => {
-            let parts = Parts::of(prefix(name));
-            let shape = [b.rows, b.cols].map(|n| (n as u64).to_le_bytes());
-            let nnz = b.values.len() / weight.dtype().size();
-            add(
-                parts.compressed,
-                weight.dtype(),
-                vec![nnz],
-                b.values.clone(),
-            )?;
-            add(
-                parts.bitmask,
-                DType::U8,
-                vec![b.rows, b.mask_stride()],
-                b.mask.clone(),
-            )?;
-            add(
-                parts.shape,
-                DType::I64,
-                vec![2],
-                shape.as_flattened().to_vec().into(),
-            )?;
-            add(
-                parts.row_offsets,
-                DType::I64,
-                vec![b.rows],
-                b.row_offsets.clone(),
-            )
+    let b = match weight.encoding() {
+        Encoding::Dense(data) => {
+            let dense = item(weight.dtype(), weight.shape().to_vec(), data);
+            return add(items, name.to_owned(), dense);
         }
+        Encoding::Bitmask(b) => b,
+    };
+    let parts = Parts::of(prefix(name));
+    let shape = [b.rows, b.cols].map(|n| (n as u64).to_le_bytes());
+    let shape = Bytes::from(shape.as_flattened().to_vec());
+    let nnz = b.values.len() / weight.dtype().size();
+    for (stored, item) in [
+        (parts.compressed, item(weight.dtype(), vec![nnz], &b.values)),
+        (
+            parts.bitmask,
+            item(DType::U8, vec![b.rows, b.mask_stride()], &b.mask),
+        ),
+        (parts.shape, item(DType::I64, vec![2], &shape)),
+        (
+            parts.row_offsets,
+            item(DType::I64, vec![b.rows], &b.row_offsets),
+        ),
+    ] {
+        add(items, stored, item)?;
     }
+    Ok(())
 }
 
 fn add_bytes<'a>(items: &mut Items<'a>, name: &'a str, bytes: Bytes) {
@@ -365,36 +402,67 @@ fn write_items(
     path: &Path,
     items: &Items<'_>,
     metadata: &BTreeMap<&str, &str>,
+    maker: &dyn Maker,
     check: impl FnOnce(&Tensors) -> Result<()>,
 ) -> Result<()> {
     let header = header(path, items, metadata)?;
-    atomic::replace(
-        path,
-        |out| {
-            out.write_all(&header)?;
-            order(items)
-                .iter()
-                .try_for_each(|(_, item)| out.write_all(&item.bytes()))
-        },
-        |temporary| {
-            let tensors = Tensors::parse(path, map::map(temporary)?)?;
-            if tensors.len() != items.len() {
-                return Err(tensors.file_fault(format!(
-                    "{} tensors read back, {} written",
-                    tensors.len(),
-                    items.len()
-                )));
+    let mut at = header.len();
+    let placed: Vec<Placed<'_>> = (order(items).into_iter())
+        .map(|(name, item)| {
+            at += item.len;
+            (name, item, at - item.len)
+        })
+        .collect();
+    // Filled while writing: hashes of what was made, and why a weight could not be made.
+    let (hashes, mut failed) = (RefCell::new(BTreeMap::new()), None);
+    let fill = |out: &mut dyn Output| {
+        out.write_all(&header)?;
+        let mut end = header.len();
+        for (_, item, start) in &placed {
+            let Some(bytes) = item.bytes() else { continue };
+            if *start != end {
+                out.seek(SeekFrom::Start(*start as u64))?;
             }
-            for (name, item) in items {
-                let back = tensors.require(name)?;
-                if back.dtype() != Some(item.dtype)
-                    || back.shape != item.shape
-                    || back.bytes[..] != item.bytes()[..]
-                {
-                    return Err(tensors.fault(name, "reads back different from what was written"));
-                }
+            out.write_all(&bytes)?;
+            item.release();
+            end = start + item.len;
+        }
+        match made::write(&placed, maker, out) {
+            Ok(made) => *hashes.borrow_mut() = made,
+            Err(Fault::Io(e)) => return Err(e),
+            Err(Fault::Weight(e)) => {
+                failed = Some(e);
+                return Err(std::io::Error::other("a weight could not be made"));
             }
-            check(&tensors)
-        },
-    )
+        }
+        Ok(())
+    };
+    let compare = |temporary: &Path| {
+        let tensors = Tensors::parse(path, map::map(temporary)?)?;
+        if tensors.len() != items.len() {
+            return Err(tensors.file_fault(format!(
+                "{} tensors read back, {} written",
+                tensors.len(),
+                items.len()
+            )));
+        }
+        for (name, item) in items {
+            let back = tensors.require(name)?;
+            let same = match item.bytes() {
+                Some(bytes) => back.bytes[..] == bytes[..],
+                None => hashes.borrow().get(name.as_str()) == Some(&made::hash(&back.bytes)),
+            };
+            if !same || back.dtype() != Some(item.dtype) || back.shape != item.shape {
+                return Err(tensors.fault(name, "reads back different from what was written"));
+            }
+            back.bytes.release();
+            item.release();
+        }
+        check(&tensors)
+    };
+    let written = atomic::replace(path, fill, compare);
+    match failed {
+        Some(e) => Err(*e),
+        None => written,
+    }
 }

@@ -1,0 +1,227 @@
+//! Operators, each as the ONNX operator of its name or as a few that come to the same.
+
+use super::super::proto::AttributeProto;
+use super::build::Builder;
+use lacuna::model::{Node, Op, PadMode, Padding, Window};
+
+/// The numbers of `AttributeProto.AttributeType`.
+const FLOAT: i32 = 1;
+const INT: i32 = 2;
+const STRING: i32 = 3;
+const INTS: i32 = 7;
+
+fn float(name: &str, f: f32) -> AttributeProto {
+    AttributeProto {
+        name: name.into(),
+        f,
+        r#type: FLOAT,
+        ..AttributeProto::default()
+    }
+}
+
+fn int(name: &str, i: i64) -> AttributeProto {
+    AttributeProto {
+        name: name.into(),
+        i,
+        r#type: INT,
+        ..AttributeProto::default()
+    }
+}
+
+fn ints(name: &str, values: impl IntoIterator<Item = usize>) -> AttributeProto {
+    AttributeProto {
+        name: name.into(),
+        ints: values.into_iter().map(|v| v as i64).collect(),
+        r#type: INTS,
+        ..AttributeProto::default()
+    }
+}
+
+fn text(name: &str, value: &'static str) -> AttributeProto {
+    AttributeProto {
+        name: name.into(),
+        s: value.as_bytes().into(),
+        r#type: STRING,
+        ..AttributeProto::default()
+    }
+}
+
+fn padding(padding: Padding) -> AttributeProto {
+    match padding {
+        Padding::Explicit(pads) => ints("pads", pads),
+        Padding::SameUpper => text("auto_pad", "SAME_UPPER"),
+        Padding::SameLower => text("auto_pad", "SAME_LOWER"),
+    }
+}
+
+fn window(window: &Window) -> Vec<AttributeProto> {
+    let mut list = vec![
+        ints("kernel_shape", window.kernel),
+        ints("strides", window.strides),
+        padding(window.padding),
+        int("ceil_mode", i64::from(window.ceil_mode)),
+    ];
+    if window.dilations != [1, 1] {
+        list.push(ints("dilations", window.dilations));
+    }
+    list
+}
+
+/// Adds a node.
+pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
+    let mut inputs = node.inputs.clone();
+    let attributes = match &node.op {
+        Op::Conv {
+            strides,
+            padding: pads,
+            dilations,
+            groups,
+        } => vec![
+            ints("strides", *strides),
+            padding(*pads),
+            ints("dilations", *dilations),
+            int("group", *groups as i64),
+        ],
+        Op::BatchNormalization { epsilon } => vec![float("epsilon", *epsilon)],
+        Op::LeakyRelu { alpha } => vec![float("alpha", *alpha)],
+        Op::HardSigmoid { alpha, beta } => vec![float("alpha", *alpha), float("beta", *beta)],
+        Op::Clip { min, max } => {
+            let min = min.map_or(String::new(), |v| b.scalar(node, "min", v));
+            let max = max.map(|v| b.scalar(node, "max", v));
+            inputs.push(min);
+            inputs.extend(max);
+            while inputs.last().is_some_and(String::is_empty) {
+                inputs.pop();
+            }
+            vec![]
+        }
+        Op::MaxPool(w) => window(w),
+        Op::AveragePool {
+            window: w,
+            count_include_pad,
+        } => {
+            if w.dilations != [1, 1] {
+                b.needs(19);
+            }
+            let mut list = window(w);
+            list.push(int("count_include_pad", i64::from(*count_include_pad)));
+            list
+        }
+        Op::Gemm {
+            alpha,
+            beta,
+            trans_a,
+            trans_b,
+        } => vec![
+            float("alpha", *alpha),
+            float("beta", *beta),
+            int("transA", i64::from(*trans_a)),
+            int("transB", i64::from(*trans_b)),
+        ],
+        Op::MatMul { trans_b } => {
+            if *trans_b && !b.is_transposed(&inputs[1]) {
+                let rank = b.shapes.get(&inputs[1]).map_or(2, Vec::len).max(2);
+                let mut perm: Vec<usize> = (0..rank).collect();
+                perm.swap(rank - 2, rank - 1);
+                let from = vec![inputs[1].clone()];
+                inputs[1] = b.inner(node, "Transpose", from, vec![ints("perm", perm)]);
+            }
+            vec![]
+        }
+        Op::Concat { axis } | Op::Flatten { axis } | Op::Softmax { axis } | Op::Gather { axis } => {
+            vec![int("axis", *axis)]
+        }
+        Op::LpNormalization { axis } => vec![int("axis", *axis), int("p", 2)],
+        Op::Pad { pads, mode } => {
+            inputs.push(b.ints(node, "pads", pads));
+            vec![match mode {
+                PadMode::Constant(value) => {
+                    inputs.push(b.scalar(node, "value", *value));
+                    text("mode", "constant")
+                }
+                PadMode::Reflect => text("mode", "reflect"),
+                PadMode::Edge => text("mode", "edge"),
+            }]
+        }
+        Op::Slice {
+            axes,
+            starts,
+            ends,
+            steps,
+        } => {
+            for (what, values) in [
+                ("starts", starts),
+                ("ends", ends),
+                ("axes", axes),
+                ("steps", steps),
+            ] {
+                inputs.push(b.ints(node, what, values));
+            }
+            vec![]
+        }
+        Op::Reshape { shape } => {
+            inputs.push(b.ints(node, "shape", shape));
+            vec![]
+        }
+        Op::Transpose { perm } => vec![ints("perm", perm.iter().copied())],
+        Op::Squeeze { axes } => {
+            if !axes.is_empty() {
+                inputs.push(b.ints(node, "axes", axes));
+            }
+            vec![]
+        }
+        Op::Unsqueeze { axes } => {
+            inputs.push(b.ints(node, "axes", axes));
+            vec![]
+        }
+        Op::ReduceMean { axes, keepdims } => {
+            if !axes.is_empty() {
+                inputs.push(b.ints(node, "axes", axes));
+            }
+            vec![int("keepdims", i64::from(*keepdims))]
+        }
+        Op::Gelu { approximate } => {
+            b.needs(20);
+            let how = if *approximate { "tanh" } else { "none" };
+            vec![text("approximate", how)]
+        }
+        Op::LayerNormalization { epsilon } => vec![float("epsilon", *epsilon), int("axis", -1)],
+        Op::RMSNormalization { epsilon } => {
+            b.needs(23);
+            vec![float("epsilon", *epsilon), int("axis", -1)]
+        }
+        Op::Swish { alpha } => {
+            let x = inputs[0].clone();
+            let mut scaled = x.clone();
+            if *alpha != 1.0 {
+                let alpha = b.scalar(node, "alpha", *alpha);
+                scaled = b.inner(node, "Mul", vec![x.clone(), alpha], vec![]);
+            }
+            let gate = b.inner(node, "Sigmoid", vec![scaled], vec![]);
+            b.last(node, "Mul", vec![x, gate], vec![]);
+            return Ok(());
+        }
+        Op::Relu
+        | Op::HardSwish
+        | Op::Sigmoid
+        | Op::Tanh
+        | Op::GlobalAveragePool
+        | Op::Add
+        | Op::Sub
+        | Op::Mul
+        | Op::Div
+        | Op::Identity => vec![],
+        Op::RotaryEmbedding { .. }
+        | Op::PositionEmbedding
+        | Op::Attention { .. }
+        | Op::MaskedMean => {
+            return Err(
+                "has no form in ONNX here: language models keep keys, values and positions from run to run; \
+                 export their weights with --dense"
+                    .into(),
+            );
+        }
+    };
+    b.last(node, node.op.name(), inputs, attributes);
+    Ok(())
+}

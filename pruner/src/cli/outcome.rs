@@ -1,0 +1,320 @@
+//! A recipe carried out, and what came of it: as text, as JSON, and in a sidecar beside the output.
+
+use super::text::{self, Align, Table};
+use super::{Source, file_bytes, json, write_text};
+use anyhow::{Context, Result, bail};
+use lacuna_prune::report::{LayerReport, MAC_CONVENTION, ModelReport, Totals, forecast};
+use lacuna_prune::{Origin, Plan, PlannedLayer, Recipe};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// The sparsity from which magnitude alone is no method for a language model.
+const HOPELESS: f64 = 0.35;
+
+const NOTE: &str = "magnitude alone ruins language models at such a sparsity (SmolLM2-135M at 50 %: perplexity 37 -> 430); \
+     measure with `prune eval --text`";
+
+/// A recipe and what it is applied to.
+pub struct Job<'a> {
+    pub recipe: Recipe,
+    pub source: &'a Source,
+    /// The model to write; nothing is written without.
+    pub output: Option<&'a Path>,
+    pub emit_recipe: Option<&'a Path>,
+    pub json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    kind: &'static str,
+    tool: &'static str,
+    input: PathBuf,
+    /// SHA-256 of what was pruned.
+    input_sha256: Option<String>,
+    output: Option<PathBuf>,
+    dry_run: bool,
+    recipe_sha256: String,
+    recipe: Recipe,
+    plan: Plan,
+    floored: Vec<String>,
+    emptied: Vec<String>,
+    note: Option<&'static str>,
+    mac_convention: &'static str,
+    before: State,
+    after: State,
+    /// The prunable layers afterwards.
+    layers: Vec<LayerReport>,
+    /// Whether the output was reopened and its zeros equal the plan's.
+    verified: bool,
+    seconds: Seconds,
+}
+
+/// Wall time.
+#[derive(Serialize)]
+struct Seconds {
+    open: f64,
+    plan: f64,
+    write: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct State {
+    #[serde(flatten)]
+    totals: Totals,
+    sparsity: f64,
+    sparsity_of_all: f64,
+    file_bytes: Option<u64>,
+}
+
+impl State {
+    fn of(model: &ModelReport, file_bytes: Option<u64>) -> State {
+        let totals = model.totals;
+        State {
+            totals,
+            sparsity: totals.sparsity(),
+            sparsity_of_all: totals.sparsity_of_all(),
+            file_bytes,
+        }
+    }
+}
+
+impl Job<'_> {
+    pub fn run(mut self) -> Result<String> {
+        let started = Instant::now();
+        let model = self.source.open()?;
+        let digest = self.source.digest(&model)?;
+        let wanted = self.recipe.model.as_ref().and_then(|m| m.sha256.as_ref());
+        if let (Some(wanted), Some(found)) = (wanted, &digest)
+            && wanted != found
+        {
+            bail!(
+                "{}: its SHA-256 is {found}, the recipe was made for {wanted}",
+                self.source.name().display()
+            );
+        }
+        let origin = self.source.origin();
+        self.recipe.model = (origin != Origin::default()).then_some(origin);
+        if let Some(path) = self.output {
+            self.source.keep(path)?;
+        }
+        let opened = started.elapsed();
+
+        let input = || self.source.name().display().to_string();
+        let model = self.recipe.convert(&model).with_context(input)?;
+        let prepared = self.recipe.prepare(&model).with_context(input)?;
+        let planned = started.elapsed();
+        if let Some(path) = self.output {
+            prepared.write(path).with_context(input)?;
+        }
+        let wrote = started.elapsed();
+        let plan = prepared.plan().clone();
+        let (before, after) = forecast(&model, &plan, self.recipe.keep_dense)?;
+        let report = Report {
+            kind: "prune",
+            tool: concat!("prune ", env!("CARGO_PKG_VERSION")),
+            input: self.source.name(),
+            input_sha256: digest.clone(),
+            output: self.output.map(Path::to_owned),
+            dry_run: self.output.is_none(),
+            recipe_sha256: self.recipe.hash(),
+            floored: names(plan.floored()),
+            emptied: names(plan.emptied()),
+            note: (model.is_language_model() && plan.sparsity() > HOPELESS).then_some(NOTE),
+            plan,
+            recipe: self.recipe.clone(),
+            mac_convention: MAC_CONVENTION,
+            before: State::of(&before, Some(self.source.bytes()?)),
+            after: State::of(&after, self.output.map(file_bytes).transpose()?),
+            layers: after.layers,
+            verified: self.output.is_some(),
+            seconds: Seconds {
+                open: opened.as_secs_f64(),
+                plan: (planned - opened).as_secs_f64(),
+                write: self.output.map(|_| (wrote - planned).as_secs_f64()),
+            },
+        };
+        if let Some(path) = self.emit_recipe {
+            self.emit(digest, path)?;
+        }
+        let document = json(&report)?;
+        let sidecar = self.output.map(sidecar);
+        if let Some(path) = &sidecar {
+            write_text(path, &document)?;
+        }
+        match self.json {
+            true => Ok(document),
+            false => Ok(report.text(sidecar.as_deref())),
+        }
+    }
+
+    /// Writes the recipe, with the model's place from the recipe's folder where it lies below it.
+    fn emit(&self, digest: Option<String>, path: &Path) -> Result<()> {
+        let mut recipe = self.recipe.clone();
+        let mut origin = recipe.model.unwrap_or_default();
+        origin.file = self.source.model.as_deref().map(|file| {
+            let whole = |p: &Path| std::fs::canonicalize(p).unwrap_or_else(|_| p.to_owned());
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+            let (file, folder) = (whole(file), whole(folder.unwrap_or(Path::new("."))));
+            let below = file.strip_prefix(&folder).map(Path::to_owned);
+            below.unwrap_or(file)
+        });
+        origin.sha256 = digest;
+        recipe.model = Some(origin);
+        write_text(path, &recipe.to_toml())
+    }
+}
+
+fn names<'a>(layers: impl Iterator<Item = &'a PlannedLayer>) -> Vec<String> {
+    layers.map(|l| l.weight.clone()).collect()
+}
+
+/// Where the report of a model lies: `NAME.report.json` beside `NAME.safetensors`.
+pub fn sidecar(model: &Path) -> PathBuf {
+    let stem = match model.extension() {
+        Some(e) if e == "safetensors" => model.file_stem(),
+        _ => model.file_name(),
+    };
+    let mut name = stem.unwrap_or_default().to_owned();
+    name.push(".report.json");
+    model.with_file_name(name)
+}
+
+impl Report {
+    fn text(&self, sidecar: Option<&Path>) -> String {
+        let mut out = format!(
+            "{}, {}, recipe sha256 {}\n",
+            self.plan.allocator,
+            text::percent(self.plan.target),
+            self.recipe_sha256
+        );
+        if let Some(t) = self.plan.threshold {
+            out += &format!("threshold |w| = {t:e}\n");
+        }
+        out += "\n";
+        out += &self.layers();
+        out += "\n";
+        if self.plan.sigma > 0 {
+            out += &format!(
+                "floor: {} weights per layer; it kept weights in {} layers{}{}\n",
+                text::count(self.plan.sigma as u64),
+                self.floored.len(),
+                if self.floored.is_empty() { "" } else { ": " },
+                self.floored.join(", ")
+            );
+        }
+        if !self.emptied.is_empty() {
+            out += &format!(
+                "WARNING: nothing is left of {}; where no path leads around it the model is dead. \
+                 A floor (--min-weights, --mt-percent) or --exclude keeps it alive.\n",
+                self.emptied.join(", ")
+            );
+        }
+        if let Some(note) = &self.note {
+            out += &format!("note: {note}\n");
+        }
+        out += &self.totals();
+        out += &format!("MACs at batch 1: {}\n", self.mac_convention);
+        match &self.output {
+            Some(path) => {
+                out += &format!(
+                    "wrote {}; reopened: the zeros of {} layers are those of the plan\n",
+                    path.display(),
+                    self.plan.layers.len()
+                );
+                if let Some(path) = sidecar {
+                    out += &format!("report in {}\n", path.display());
+                }
+            }
+            None => out += "dry run: nothing was written\n",
+        }
+        out
+    }
+
+    fn layers(&self) -> String {
+        let mut table = Table::new([
+            ("weight", Align::Left),
+            ("op", Align::Left),
+            ("shape", Align::Left),
+            ("size", Align::Right),
+            ("before", Align::Right),
+            ("sparsity", Align::Right),
+            ("kept", Align::Right),
+            ("", Align::Left),
+        ]);
+        for l in &self.plan.layers {
+            table.row([
+                l.weight.clone(),
+                l.op.to_owned(),
+                text::shape(&l.shape),
+                text::count(l.size as u64),
+                text::percent(text::ratio(l.zeros_before as u64, l.size as u64)),
+                text::percent(l.sparsity()),
+                text::count((l.size - l.zeros_after) as u64),
+                match (l.is_empty(), l.floored) {
+                    (true, _) => "EMPTY".to_owned(),
+                    (_, true) => "floor".to_owned(),
+                    _ => String::new(),
+                },
+            ]);
+        }
+        table.render()
+    }
+
+    fn totals(&self) -> String {
+        let (b, a) = (&self.before, &self.after);
+        let mut table = Table::new([
+            ("", Align::Left),
+            ("before", Align::Right),
+            ("after", Align::Right),
+            ("left", Align::Right),
+        ]);
+        let plan = &self.plan;
+        let selected = text::ratio(plan.zeros_before as u64, plan.total as u64);
+        table.row([
+            "sparsity, pruned layers".to_owned(),
+            text::percent(selected),
+            text::percent(plan.sparsity()),
+        ]);
+        table.row([
+            "sparsity, all prunable layers".to_owned(),
+            text::percent(b.sparsity),
+            text::percent(a.sparsity),
+        ]);
+        table.row([
+            "sparsity, all weights".to_owned(),
+            text::percent(b.sparsity_of_all),
+            text::percent(a.sparsity_of_all),
+        ]);
+        let mut line = |what: &str, before: u64, after: Option<u64>, show: fn(u64) -> String| {
+            table.row([
+                what.to_owned(),
+                show(before),
+                after.map_or("-".into(), show),
+                after.map_or("-".into(), |n| text::percent(text::ratio(n, before))),
+            ]);
+        };
+        let nonzero = |t: &Totals| (t.parameters - t.parameter_zeros) as u64;
+        let (bt, at) = (&b.totals, &a.totals);
+        line(
+            "parameters that are not zero",
+            nonzero(bt),
+            Some(nonzero(at)),
+            text::count,
+        );
+        line("MACs", bt.sparse_macs, Some(at.sparse_macs), text::count);
+        line(
+            "bytes of the weights",
+            bt.weight_bytes as u64,
+            Some(at.weight_bytes as u64),
+            text::count,
+        );
+        line(
+            "bytes of the file",
+            b.file_bytes.unwrap_or(0),
+            a.file_bytes,
+            text::count,
+        );
+        table.render()
+    }
+}

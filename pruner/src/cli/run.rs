@@ -1,0 +1,55 @@
+//! `prune run`.
+
+use super::Source;
+use super::outcome::Job;
+use anyhow::{Context, Result};
+use clap::Args;
+use lacuna_prune::Recipe;
+use std::path::PathBuf;
+
+/// The recipe names the model, the method and its settings; `--emit-recipe` of every method writes one. Two
+/// runs of a recipe give the same bytes.
+#[derive(Args)]
+pub struct Run {
+    /// The recipe, a TOML file with a table `[model]`
+    recipe: PathBuf,
+    /// The Lacuna file to write
+    #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+    /// Say what would happen and write no model
+    #[arg(long, conflicts_with = "output")]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Run {
+    pub fn run(&self) -> Result<String> {
+        let named = || self.recipe.display().to_string();
+        let text = std::fs::read_to_string(&self.recipe)
+            .with_context(|| format!("{}: cannot read the recipe", self.recipe.display()))?;
+        let recipe = Recipe::from_toml(&text).with_context(named)?;
+        let origin = recipe.model.clone();
+        let origin = origin
+            .filter(|m| m.file.is_some() || m.arch.is_some())
+            .context("no model: give `file` or `arch` in the table `[model]`")
+            .with_context(named)?;
+        let source = Source {
+            // Of a path that is absolute the folder is dropped.
+            model: origin.file.map(|file| self.recipe.with_file_name(file)),
+            arch: origin.arch,
+            heads: origin.heads,
+            sentence: origin.sentence,
+            init_seed: origin.init_seed,
+        };
+        Job {
+            recipe,
+            source: &source,
+            output: self.output.as_deref(),
+            emit_recipe: None,
+            json: self.json,
+        }
+        .run()
+    }
+}
