@@ -129,6 +129,24 @@ pub enum Error {
         /// Outputs of the model.
         classes: usize,
     },
+    /// Training cannot start or go on.
+    #[error("training: {0}")]
+    Training(String),
+    /// The loss is no number any more.
+    #[error(
+        "training: the loss is {loss} in epoch {epoch}, step {step} (learning rate {rate}); lower the learning rate, or \
+         start from the last checkpoint"
+    )]
+    Diverged {
+        /// NaN or an infinity.
+        loss: f64,
+        /// The epoch, from 1.
+        epoch: usize,
+        /// The step of the epoch, from 1.
+        step: usize,
+        /// The learning rate of the step.
+        rate: f64,
+    },
     /// The model does not fit the evaluation.
     #[error("evaluation: {0}")]
     Evaluation(String),

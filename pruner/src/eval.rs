@@ -162,7 +162,8 @@ pub fn evaluate(
     })
 }
 
-fn preprocess(options: &EvalOptions, input: [usize; 3]) -> Result<Preprocess> {
+/// The preprocessing that the options ask for, for an input of channels, height and width.
+pub(crate) fn preprocess(options: &EvalOptions, input: [usize; 3]) -> Result<Preprocess> {
     let preset = options.preset;
     let preset = preset.unwrap_or_else(|| Preset::for_input(input[0], input[1]));
     let mut preprocess = Preprocess::new(preset, input);

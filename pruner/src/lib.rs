@@ -35,6 +35,7 @@ mod refiner;
 pub mod report;
 mod select;
 mod solver;
+pub mod train;
 mod write;
 
 pub use allocator::{Allocation, Allocator, Budget, FloorMode, Ties};

@@ -22,6 +22,9 @@ pub struct Origin {
     /// Give an encoder the output `sentence_embedding`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sentence: bool,
+    /// The height and width of the images of a convolutional network, where they are not its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_size: Option<usize>,
     /// The seed of random weights.
     #[serde(default, skip_serializing_if = "is_default")]
     pub init_seed: u64,

@@ -1,7 +1,8 @@
 //! A run as a small TOML file: replayable to the same bytes, and hashed into the output.
 
-use crate::allocator::{GlobalMagnitude, Uniform, share};
+use crate::allocator::{Erk, GlobalMagnitude, Lamp, Uniform, share};
 use crate::origin::Origin;
+use crate::train::TrainSettings;
 use crate::{Allocator, Budget, Error, FloorMode, MagnitudeSolver, Plan, Result, Solver, Ties};
 use crate::{Layer, Prepared, Refiner, layer};
 use lacuna::{DType, Model};
@@ -53,6 +54,9 @@ pub struct Recipe {
     /// What is pruned, where the recipe says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Origin>,
+    /// How the model is trained while or after its weights go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<TrainSettings>,
 }
 
 /// The fewest weights that a layer keeps; a smaller layer stays whole. One of the two is given.
@@ -78,6 +82,10 @@ pub enum AllocatorName {
     GlobalMagnitude,
     /// The same share everywhere.
     Uniform,
+    /// Small layers stay denser, by their shapes alone.
+    Erk,
+    /// One ranking of magnitudes normalised by what is left of their layer.
+    Lamp,
 }
 
 impl AllocatorName {
@@ -86,6 +94,8 @@ impl AllocatorName {
         match self {
             AllocatorName::GlobalMagnitude => &GlobalMagnitude,
             AllocatorName::Uniform => &Uniform,
+            AllocatorName::Erk => &Erk,
+            AllocatorName::Lamp => &Lamp,
         }
     }
 }
@@ -152,6 +162,7 @@ impl Recipe {
             seed: 0,
             floor: None,
             model: None,
+            train: None,
         }
     }
 
@@ -176,11 +187,12 @@ impl Recipe {
     }
 
     /// The SHA-256 of the canonical form, in lower-case hex, without where the model's file lies and what is
-    /// in it: the output has the hash of that apart.
+    /// in it: the output has the hash of that apart. Of the training images it has the file's name.
     pub fn hash(&self) -> String {
         let model = self.model.as_ref().map(Origin::anywhere);
         let recipe = Recipe {
             model: model.filter(|m| *m != Origin::default()),
+            train: self.train.as_ref().map(TrainSettings::anywhere),
             ..self.clone()
         };
         let digest = Sha256::digest(recipe.to_toml().as_bytes());

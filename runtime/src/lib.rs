@@ -29,6 +29,7 @@ mod tokenizer;
 #[cfg(feature = "candle")]
 pub use candle::nn;
 pub use error::{Error, Result};
+pub use kernels::cpu::product::Product;
 pub use kernels::cpu::{ISA_VARIABLE, Isa};
 pub use model::{Model, Weight};
 pub use plan::{Memory, Residency, StepInfo};

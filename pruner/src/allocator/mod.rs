@@ -1,11 +1,15 @@
 //! How sparse each layer gets.
 
+mod erk;
 mod floor;
 mod global;
+mod lamp;
 mod uniform;
 
+pub use erk::{Erk, densities};
 pub use floor::{Refined, refine};
 pub use global::GlobalMagnitude;
+pub use lamp::Lamp;
 pub use uniform::Uniform;
 
 use crate::{Error, Layer, Result};

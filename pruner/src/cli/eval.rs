@@ -226,7 +226,8 @@ fn bar_of(what: &str) -> ProgressBar {
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn preset(name: &str) -> Result<Preset, String> {
+/// The preset of a name.
+pub fn preset(name: &str) -> Result<Preset, String> {
     let found = Preset::ALL.into_iter().find(|p| p.name() == name);
     found.ok_or_else(|| {
         let names: Vec<&str> = Preset::ALL.iter().map(|p| p.name()).collect();

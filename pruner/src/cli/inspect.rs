@@ -26,6 +26,8 @@ struct Output {
     parameters: usize,
     /// Multiply-accumulates at batch 1, were every weight dense.
     macs: u64,
+    /// The same by the other convention: a multiplication and an addition count as two.
+    flops: u64,
     mac_convention: &'static str,
     #[serde(flatten)]
     model: ModelReport,
@@ -37,6 +39,7 @@ impl Inspect {
         let output = Output {
             parameters: model.totals.trained,
             macs: model.totals.dense_macs,
+            flops: 2 * model.totals.dense_macs,
             file: self.source.name(),
             file_bytes: self.source.bytes()?,
             mac_convention: MAC_CONVENTION,
@@ -53,13 +56,14 @@ impl Output {
     fn text(&self) -> String {
         let m = &self.model;
         let mut out = format!(
-            "{}: {}, {} nodes, {}\nsize     {} parameters, {} MACs at batch 1\ninputs   {}\noutputs  {}\n",
+            "{}: {}, {} nodes, {}\nsize     {} parameters, {} MACs ({} FLOPs) at batch 1\ninputs   {}\noutputs  {}\n",
             self.file.display(),
             m.name,
             m.nodes,
             text::bytes(self.file_bytes),
             text::count(self.parameters as u64),
             text::count(self.macs),
+            text::count(self.flops),
             m.inputs.join(", "),
             m.outputs.join(", "),
         );

@@ -10,9 +10,11 @@ mod outcome;
 mod prune;
 mod run;
 mod text;
+mod train;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use lacuna::model::Dim;
 use lacuna::{DType, Model};
 use lacuna_prune::Origin;
 use serde::Serialize;
@@ -43,6 +45,12 @@ enum Verb {
     Magnitude(prune::Magnitude),
     /// Carries a recipe out
     Run(run::Run),
+    /// Prunes by magnitude, small layers less, by the sums of their axes (ERK)
+    Erk(prune::Erk),
+    /// Prunes by magnitudes that are normalised by what is left of their layer (LAMP)
+    Lamp(prune::Lamp),
+    /// Trains on labelled images
+    Train(train::Train),
     /// Measures accuracy on labelled images, or perplexity on a text
     Eval(eval::Eval),
     /// Continues a text with a language model
@@ -62,6 +70,9 @@ impl Cli {
             Verb::GlobalMp(v) => v.run(),
             Verb::Magnitude(v) => v.run(),
             Verb::Run(v) => v.run(),
+            Verb::Erk(v) => v.run(),
+            Verb::Lamp(v) => v.run(),
+            Verb::Train(v) => v.run(),
             Verb::Eval(v) => v.run(),
             Verb::Generate(v) => v.run(),
             Verb::Export(v) => v.run(),
@@ -87,6 +98,9 @@ struct Source {
     /// Give an encoder the output `sentence_embedding`, where no modules.json says whether it has one
     #[arg(long)]
     sentence: bool,
+    /// Run a convolutional network on images of N by N pixels instead of its own size
+    #[arg(long, value_name = "N")]
+    input_size: Option<usize>,
     /// The seed of random weights
     #[arg(long, value_name = "N", default_value_t = 0)]
     init_seed: u64,
@@ -100,10 +114,20 @@ impl Source {
             sentence: self.sentence,
             ..Default::default()
         };
-        Ok(match &self.model {
-            Some(path) => lacuna_convert::open(path, &options)?,
-            None => lacuna_convert::untrained(&options, self.init_seed)?,
-        })
+        let open = |options: &lacuna_convert::Options| match &self.model {
+            Some(path) => lacuna_convert::open(path, options),
+            None => lacuna_convert::untrained(options, self.init_seed),
+        };
+        let model = open(&options)?;
+        let (Some(size), [input]) = (self.input_size, model.graph().inputs.as_slice()) else {
+            return Ok(model);
+        };
+        let mut shape = input.shape.clone();
+        shape.iter_mut().skip(2).for_each(|d| *d = Dim::Fixed(size));
+        Ok(open(&lacuna_convert::Options {
+            input: Some(shape),
+            ..options
+        })?)
     }
 
     /// The file, or the architecture in its place.
@@ -118,6 +142,7 @@ impl Source {
             arch: self.arch.clone(),
             heads: self.heads,
             sentence: self.sentence,
+            input_size: self.input_size,
             init_seed: if self.model.is_some() {
                 0
             } else {

@@ -1,10 +1,13 @@
 //! A recipe carried out, and what came of it: as text, as JSON, and in a sidecar beside the output.
 
 use super::text::{self, Align, Table};
+use super::train::{Effort, checkpoint, fine_tune, line};
 use super::{Source, file_bytes, json, write_text};
 use anyhow::{Context, Result, bail};
-use lacuna_prune::report::{LayerReport, MAC_CONVENTION, ModelReport, Totals, forecast};
-use lacuna_prune::{Origin, Plan, PlannedLayer, Recipe};
+use lacuna::model::Symbols;
+use lacuna_prune::report::{LayerReport, MAC_CONVENTION, ModelReport, Totals, forecast, report};
+use lacuna_prune::train::{EpochRow, forget};
+use lacuna_prune::{Origin, Plan, PlannedLayer, Recipe, save};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -22,6 +25,8 @@ pub struct Job<'a> {
     /// The model to write; nothing is written without.
     pub output: Option<&'a Path>,
     pub emit_recipe: Option<&'a Path>,
+    /// How a recipe's training is carried out.
+    pub effort: &'a Effort,
     pub json: bool,
 }
 
@@ -37,6 +42,8 @@ struct Report {
     recipe_sha256: String,
     recipe: Recipe,
     plan: Plan,
+    /// Figures of the training, by epoch.
+    epochs: Vec<EpochRow>,
     floored: Vec<String>,
     emptied: Vec<String>,
     note: Option<&'static str>,
@@ -102,14 +109,36 @@ impl Job<'_> {
 
         let input = || self.source.name().display().to_string();
         let model = self.recipe.convert(&model).with_context(input)?;
-        let prepared = self.recipe.prepare(&model).with_context(input)?;
-        let planned = started.elapsed();
-        if let Some(path) = self.output {
-            prepared.write(path).with_context(input)?;
-        }
+        let (plan, planned, before, after, epochs) = match &self.recipe.train {
+            None => {
+                let prepared = self.recipe.prepare(&model).with_context(input)?;
+                let planned = started.elapsed();
+                if let Some(path) = self.output {
+                    prepared.write(path).with_context(input)?;
+                }
+                let plan = prepared.plan().clone();
+                let (before, after) = forecast(&model, &plan, self.recipe.keep_dense)?;
+                (plan, planned, before, after, Vec::new())
+            }
+            Some(_) => {
+                let path = self.output.context(
+                    "a dry run trains nothing; leave the training out to see what is pruned first",
+                )?;
+                let (pruned, epochs) = fine_tune(&model, &self.recipe, path, self.effort)?;
+                let planned = started.elapsed();
+                let saved = save(&pruned, path)?;
+                forget(&checkpoint(path))?;
+                let figures = |m| report(m, &Symbols::new());
+                (
+                    pruned.plan,
+                    planned,
+                    figures(&model)?,
+                    figures(&saved)?,
+                    epochs,
+                )
+            }
+        };
         let wrote = started.elapsed();
-        let plan = prepared.plan().clone();
-        let (before, after) = forecast(&model, &plan, self.recipe.keep_dense)?;
         let report = Report {
             kind: "prune",
             tool: concat!("prune ", env!("CARGO_PKG_VERSION")),
@@ -122,6 +151,7 @@ impl Job<'_> {
             emptied: names(plan.emptied()),
             note: (model.is_language_model() && plan.sparsity() > HOPELESS).then_some(NOTE),
             plan,
+            epochs,
             recipe: self.recipe.clone(),
             mac_convention: MAC_CONVENTION,
             before: State::of(&before, Some(self.source.bytes()?)),
@@ -212,6 +242,10 @@ impl Report {
         }
         if let Some(note) = &self.note {
             out += &format!("note: {note}\n");
+        }
+        for row in &self.epochs {
+            out += &line(row);
+            out += "\n";
         }
         out += &self.totals();
         out += &format!("MACs at batch 1: {}\n", self.mac_convention);

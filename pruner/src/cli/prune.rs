@@ -1,6 +1,7 @@
-//! `prune global-mp` and `prune magnitude`: a recipe from flags or a file.
+//! `prune global-mp`, `magnitude`, `erk` and `lamp`: a recipe from flags or a file.
 
 use super::outcome::Job;
+use super::train::FineTune;
 use super::{Source, dtype};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -20,6 +21,32 @@ pub struct GlobalMp {
 pub struct Magnitude {
     #[command(flatten)]
     options: Options,
+}
+
+/// Densities by the shapes of the layers alone: in proportion to the sum of their axes over the product.
+#[derive(Args)]
+pub struct Erk {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The square of each weight over the sum of its layer's squares that are not smaller; the smallest go.
+#[derive(Args)]
+pub struct Lamp {
+    #[command(flatten)]
+    options: Options,
+}
+
+impl Erk {
+    pub fn run(&self) -> Result<String> {
+        self.options.run(AllocatorName::Erk)
+    }
+}
+
+impl Lamp {
+    pub fn run(&self) -> Result<String> {
+        self.options.run(AllocatorName::Lamp)
+    }
 }
 
 impl GlobalMp {
@@ -83,6 +110,8 @@ struct Options {
     /// Say what would happen and write no model
     #[arg(long, conflicts_with = "output")]
     dry_run: bool,
+    #[command(flatten)]
+    fine_tune: FineTune,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -111,6 +140,7 @@ impl Options {
             source: &self.source,
             output: self.output.as_deref(),
             emit_recipe: self.emit_recipe.as_deref(),
+            effort: self.fine_tune.effort(),
             json: self.json,
         }
         .run()
@@ -150,6 +180,7 @@ impl Options {
             keep_dense: self.keep_dense,
             dtype: self.dtype,
             floor: wanted.then_some(floor),
+            train: self.fine_tune.settings()?,
             ..Recipe::new(allocator, self.sparsity.unwrap_or_default())
         })
     }

@@ -2,6 +2,7 @@
 
 use super::Source;
 use super::outcome::Job;
+use super::train::Effort;
 use anyhow::{Context, Result};
 use clap::Args;
 use lacuna_prune::Recipe;
@@ -19,6 +20,8 @@ pub struct Run {
     /// Say what would happen and write no model
     #[arg(long, conflicts_with = "output")]
     dry_run: bool,
+    #[command(flatten)]
+    effort: Effort,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -41,6 +44,7 @@ impl Run {
             arch: origin.arch,
             heads: origin.heads,
             sentence: origin.sentence,
+            input_size: origin.input_size,
             init_seed: origin.init_seed,
         };
         Job {
@@ -48,6 +52,7 @@ impl Run {
             source: &source,
             output: self.output.as_deref(),
             emit_recipe: None,
+            effort: &self.effort,
             json: self.json,
         }
         .run()

@@ -2,11 +2,11 @@
 
 use super::{Image, resize};
 use crate::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Preprocessing that whole families of models share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
     /// torchvision's: shorter side to 256/224 of the crop, centre crop, ImageNet statistics.

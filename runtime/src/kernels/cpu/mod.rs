@@ -20,6 +20,7 @@ pub mod packed;
 mod packed_battery;
 mod panel;
 pub mod position;
+pub mod product;
 pub mod recurrent;
 mod room;
 pub mod rows;

@@ -10,6 +10,7 @@ mod scalar;
 
 #[cfg(target_arch = "x86_64")]
 use super::linear::Linear;
+use super::product::Product;
 use super::simd::Simd;
 use super::{Io, Kernel};
 use std::fmt;
@@ -187,6 +188,91 @@ impl Isa {
             }
         }
     }
+
+    /// Computes a product with these instructions.
+    ///
+    /// # Safety
+    /// The instruction set [is available](Isa::is_available); otherwise as [`Product::tiles`].
+    pub(super) unsafe fn product(
+        self,
+        product: &Product<'_>,
+        a: *const f32,
+        b: *const f32,
+        c: *mut f32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+                Isa::Neon => product_neon(product, a, b, c),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => product_avx2(product, a, b, c),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 | Isa::Avx512Vbmi2 => product_avx512(product, a, b, c),
+                _ => product.tiles::<scalar::Scalar>(a, b, c),
+            }
+        }
+    }
+
+    /// Runs portable code, which the compiler vectorizes, with these instructions.
+    ///
+    /// # Panics
+    /// When they [are not available](Isa::is_available).
+    #[inline(always)]
+    pub fn vectorize<R>(self, code: impl FnOnce() -> R) -> R {
+        assert!(self.is_available(), "this CPU has no {self}");
+        match self {
+            // SAFETY: the CPU has the instructions.
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::Neon => unsafe { with_neon(code) },
+            // SAFETY: the CPU has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { with_avx2(code) },
+            // SAFETY: the CPU has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Vbmi2 => unsafe { with_avx512(code) },
+            _ => code(),
+        }
+    }
+}
+
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+#[target_feature(enable = "neon")]
+unsafe fn with_neon<R>(code: impl FnOnce() -> R) -> R {
+    code()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,popcnt,bmi1,bmi2")]
+unsafe fn with_avx2<R>(code: impl FnOnce() -> R) -> R {
+    code()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
+unsafe fn with_avx512<R>(code: impl FnOnce() -> R) -> R {
+    code()
+}
+
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+#[target_feature(enable = "neon")]
+unsafe fn product_neon(product: &Product<'_>, a: *const f32, b: *const f32, c: *mut f32) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe { product.tiles::<neon::Neon>(a, b, c) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,popcnt,bmi1,bmi2")]
+unsafe fn product_avx2(product: &Product<'_>, a: *const f32, b: *const f32, c: *mut f32) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe { product.tiles::<avx2::Avx2>(a, b, c) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
+unsafe fn product_avx512(product: &Product<'_>, a: *const f32, b: *const f32, c: *mut f32) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe { product.tiles::<avx512::Avx512<false>>(a, b, c) }
 }
 
 impl fmt::Display for Isa {

@@ -1,0 +1,433 @@
+//! From a graph to the steps of a tape, for one batch size.
+
+use super::axes::{axis, mean, pad, select, slice};
+use super::conv::Conv;
+use super::dense::Dense;
+use super::layout::{Moved, Selection, broadcast, reshaped, stored, stored_axis};
+use super::pointwise::{Activation, Binary};
+use super::prepare::{BATCH, at, refuse, refuses};
+use super::tape::{Limits, Parameter};
+use super::window::Pool;
+use crate::Result;
+use lacuna::Model;
+use lacuna::model::{Dim, Node, Op, Symbols, infer_shapes, padding_for};
+use std::collections::HashMap;
+
+/// An input of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Source {
+    /// Value 0 is the input of the graph, value `i + 1` the output of step `i`.
+    Value(usize),
+    Parameter(usize),
+}
+
+/// What a step does, with every size.
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    Conv(Conv),
+    Norm {
+        epsilon: f32,
+        batch: usize,
+        limits: Option<Limits>,
+    },
+    Activation(Activation),
+    /// A sum of equal shapes.
+    Sum {
+        limits: Option<Limits>,
+    },
+    Binary {
+        op: Binary,
+        dims: Vec<usize>,
+        a: Vec<usize>,
+        b: Vec<usize>,
+    },
+    Dense(Dense),
+    MaxPool(Pool),
+    /// Whether padding counts.
+    AveragePool(Pool, bool),
+    Select(Selection),
+    /// Elements of each input behind the axis, that axis included.
+    Concat {
+        inner: Vec<usize>,
+    },
+    Copy,
+    Move(Moved),
+    Reshape([Moved; 2]),
+    /// Mean over the axes whose stride in the output is 0.
+    Mean {
+        dims: Vec<usize>,
+        strides: Vec<usize>,
+        count: usize,
+    },
+    Softmax {
+        len: usize,
+        inner: usize,
+    },
+}
+
+/// One step of a pass.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub kind: Kind,
+    pub inputs: Vec<Option<Source>>,
+    /// For each input, whether a gradient goes back through it.
+    pub wanted: Vec<bool>,
+    /// Elements of the output.
+    pub len: usize,
+}
+
+impl Step {
+    /// The value that input `i` is, where its gradient is wanted.
+    pub fn wants(&self, i: usize) -> Option<usize> {
+        match self.inputs.get(i) {
+            Some(Some(Source::Value(v))) if self.wanted[i] => Some(*v),
+            _ => None,
+        }
+    }
+}
+
+fn fixed(shape: &[Dim]) -> Option<Vec<usize>> {
+    let size = |d: &Dim| match d {
+        Dim::Fixed(n) => Some(*n),
+        Dim::Symbol(_) => None,
+    };
+    shape.iter().map(size).collect()
+}
+
+/// The steps for `batch` images, and channels, height and width of the input.
+pub(super) fn compile(
+    model: &Model,
+    parameters: &[Parameter],
+    batch: usize,
+) -> Result<(Vec<Step>, [usize; 3])> {
+    let graph = model.graph();
+    let mut symbols = Symbols::from([(BATCH.to_owned(), batch)]);
+    symbols = crate::report::bind(model, &symbols);
+    let shapes = infer_shapes(graph, model.weights(), &symbols)
+        .map_err(|e| refuse(format!("with {batch} images at a time: {e}")))?;
+    let shape = |name: &str| -> Result<Vec<usize>> {
+        let known = shapes.get(name).and_then(|s| fixed(s));
+        let known = known.filter(|s| !s.contains(&0));
+        known.ok_or_else(|| refuse(format!("`{name}` has no shape, or no elements")))
+    };
+    let input = &graph.inputs[0];
+    let [_, channels, height, width] = shape(&input.name)?[..] else {
+        return Err(refuse(format!("input `{}` is no image", input.name)));
+    };
+    let mut sources: HashMap<&str, Source> =
+        HashMap::from([(input.name.as_str(), Source::Value(0))]);
+    for (i, p) in parameters.iter().enumerate() {
+        sources.insert(&p.name, Source::Parameter(i));
+    }
+    let mut readers: HashMap<&str, usize> = HashMap::new();
+    for name in graph
+        .nodes
+        .iter()
+        .flat_map(|n| &n.inputs)
+        .chain(&graph.outputs)
+    {
+        *readers.entry(name).or_default() += 1;
+    }
+    // Whether a gradient is wanted of each value.
+    let mut wanted = vec![false];
+    let mut steps: Vec<Step> = Vec::new();
+    for node in &graph.nodes {
+        let inputs: Vec<Option<Source>> = node
+            .inputs
+            .iter()
+            .map(|n| sources.get(n.as_str()).cloned())
+            .collect();
+        if let (Some(limits), Some(Some(Source::Value(v)))) = (limits_of(&node.op), inputs.first())
+            && *v == steps.len()
+            && readers.get(node.inputs[0].as_str()) == Some(&1)
+            && let Some(Step {
+                kind: Kind::Norm { limits: own, .. } | Kind::Sum { limits: own },
+                ..
+            }) = steps.last_mut()
+            && own.is_none()
+        {
+            *own = Some(limits);
+            sources.insert(&node.output, Source::Value(steps.len()));
+            continue;
+        }
+        let ins: Result<Vec<Vec<usize>>> = node
+            .inputs
+            .iter()
+            .map(|n| match n.is_empty() {
+                true => Ok(Vec::new()),
+                false => shape(n),
+            })
+            .collect();
+        let ins = ins?;
+        let out = shape(&node.output)?;
+        let is_parameter: Vec<bool> = inputs
+            .iter()
+            .map(|s| matches!(s, Some(Source::Parameter(_))))
+            .collect();
+        let kind = kind(node, &ins, &out, &is_parameter)?;
+        let wants: Vec<bool> = inputs
+            .iter()
+            .map(|s| match s {
+                Some(Source::Value(v)) => wanted[*v],
+                Some(Source::Parameter(p)) => parameters[*p].role.descends(),
+                None => false,
+            })
+            .collect();
+        wanted.push(wants.iter().any(|w| *w));
+        steps.push(Step {
+            kind,
+            inputs,
+            wanted: wants,
+            len: out.iter().product(),
+        });
+        sources.insert(&node.output, Source::Value(steps.len()));
+    }
+    let logits = shape(&graph.outputs[0])?;
+    let last = sources.get(graph.outputs[0].as_str());
+    let flat = logits.len() == 2 || logits.len() == 4 && logits[2..] == [1, 1];
+    if !flat || logits[0] != batch || last != Some(&Source::Value(steps.len())) {
+        return Err(refuse(format!(
+            "the output has shape {logits:?} for {batch} images, not one row of classes for each"
+        )));
+    }
+    Ok((steps, [channels, height, width]))
+}
+
+/// The limits of an activation that only limits.
+fn limits_of(op: &Op) -> Option<Limits> {
+    let (low, high) = match op {
+        Op::Relu => (0.0, f32::INFINITY),
+        Op::Clip { min, max } => (
+            min.unwrap_or(f32::NEG_INFINITY),
+            max.unwrap_or(f32::INFINITY),
+        ),
+        _ => return None,
+    };
+    Some(Limits { low, high })
+}
+
+fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -> Result<Kind> {
+    let x = ins[0].as_slice();
+    if is_parameter[0] && !matches!(node.op, Op::Add | Op::Sub | Op::Mul | Op::Div) {
+        return Err(at(node, "its input is a weight"));
+    }
+    let binary = |op| {
+        let strides = |i: usize| broadcast(&ins[i], is_parameter[i], out);
+        Kind::Binary {
+            op,
+            dims: stored(out),
+            a: strides(0),
+            b: strides(1),
+        }
+    };
+    Ok(match &node.op {
+        Op::Conv {
+            strides,
+            padding,
+            dilations,
+            groups,
+        } => {
+            if !is_parameter[1] || is_parameter.len() > 2 && !ins[2].is_empty() && !is_parameter[2]
+            {
+                return Err(at(node, "its weight is computed"));
+            }
+            let (input, kernel) = ([x[2], x[3]], [ins[1][2], ins[1][3]]);
+            Kind::Conv(Conv {
+                batch: x[0],
+                input,
+                output: [out[2], out[3]],
+                channels: [x[1], out[1]],
+                kernel,
+                strides: *strides,
+                pads: padding_for(*padding, input, kernel, *strides, *dilations),
+                dilations: *dilations,
+                groups: *groups,
+            })
+        }
+        Op::BatchNormalization { epsilon } => {
+            if !is_parameter[1..].iter().all(|p| *p) {
+                return Err(at(node, "its scale or statistics are computed"));
+            }
+            if x.len() != 4 && x.len() != 2 {
+                return Err(at(
+                    node,
+                    format!("an input of {} axes, not 2 or 4", x.len()),
+                ));
+            }
+            if x.iter().product::<usize>() / x[1] < 2 {
+                return Err(at(
+                    node,
+                    "one value of each channel has no variance: give larger batches",
+                ));
+            }
+            Kind::Norm {
+                epsilon: *epsilon,
+                batch: x[0],
+                limits: None,
+            }
+        }
+        Op::Relu => Kind::Activation(Activation::Clamp(0.0, f32::INFINITY)),
+        Op::Clip { .. } => {
+            let Limits { low, high } = limits_of(&node.op).unwrap_or(Limits {
+                low: 0.0,
+                high: 0.0,
+            });
+            Kind::Activation(Activation::Clamp(low, high))
+        }
+        Op::LeakyRelu { alpha } => Kind::Activation(Activation::LeakyRelu(*alpha)),
+        Op::HardSigmoid { alpha, beta } => Kind::Activation(Activation::HardSigmoid(*alpha, *beta)),
+        Op::HardSwish => Kind::Activation(Activation::HardSwish),
+        Op::Sigmoid => Kind::Activation(Activation::Sigmoid),
+        Op::Tanh => Kind::Activation(Activation::Tanh),
+        Op::Swish { alpha } => Kind::Activation(Activation::Swish(*alpha)),
+        Op::Gelu { approximate } => Kind::Activation(Activation::Gelu(*approximate)),
+        Op::MaxPool(window) | Op::AveragePool { window, .. } => {
+            let input = [x[2], x[3]];
+            let pool = Pool {
+                batch: x[0],
+                channels: x[1],
+                input,
+                output: [out[2], out[3]],
+                pads: padding_for(
+                    window.padding,
+                    input,
+                    window.kernel,
+                    window.strides,
+                    window.dilations,
+                ),
+                window: *window,
+            };
+            match &node.op {
+                Op::AveragePool {
+                    count_include_pad, ..
+                } => Kind::AveragePool(pool, *count_include_pad),
+                _ => Kind::MaxPool(pool),
+            }
+        }
+        Op::GlobalAveragePool => mean(x, &[2, 3], out),
+        Op::ReduceMean { axes, keepdims } => {
+            let axes: Result<Vec<usize>> = axes.iter().map(|&a| axis(node, a, x.len())).collect();
+            let axes = match axes? {
+                none if none.is_empty() => (0..x.len()).collect(),
+                some => some,
+            };
+            // Axes that go leave the others in their order only where that is the stored one.
+            let kept: Vec<usize> = (0..x.len())
+                .map(|a| if axes.contains(&a) { 1 } else { x[a] })
+                .collect();
+            let plain = *keepdims || x.len() != 4 || kept[1] == 1 || kept[2] * kept[3] == 1;
+            if !plain || !*keepdims && out.len() == 4 {
+                return Err(at(node, "it drops an axis between others of an image"));
+            }
+            mean(x, &axes, &kept)
+        }
+        Op::Gemm {
+            alpha,
+            beta,
+            trans_b,
+            ..
+        } => {
+            if !is_parameter[1] || is_parameter.len() > 2 && !ins[2].is_empty() && !is_parameter[2]
+            {
+                return Err(at(node, "its weight is computed"));
+            }
+            let bias = ins.get(2).map_or(&[][..], Vec::as_slice);
+            let len: usize = bias.iter().product();
+            if !bias.is_empty() && len != 1 && (len != out[1] || bias.last() != Some(&out[1])) {
+                return Err(at(
+                    node,
+                    format!("a bias of shape {bias:?}, not one number for each output"),
+                ));
+            }
+            Kind::Dense(Dense {
+                rows: x[0],
+                inputs: x[1],
+                outputs: out[1],
+                transposed: *trans_b,
+                alpha: *alpha,
+                beta: *beta,
+            })
+        }
+        Op::MatMul { trans_b } => {
+            if !is_parameter[1] || ins[1].len() != 2 {
+                return Err(at(
+                    node,
+                    "a product of two computed values, or with a weight of other than two axes",
+                ));
+            }
+            let (inputs, outputs) = match trans_b {
+                true => (ins[1][1], ins[1][0]),
+                false => (ins[1][0], ins[1][1]),
+            };
+            if x.len() == 4 {
+                return Err(at(node, "a product over four axes"));
+            }
+            let rows = x.iter().product::<usize>() / inputs;
+            Kind::Dense(Dense {
+                rows,
+                inputs,
+                outputs,
+                transposed: *trans_b,
+                alpha: 1.0,
+                beta: 1.0,
+            })
+        }
+        Op::Add if ins[0] == ins[1] && !is_parameter[0] && !is_parameter[1] => {
+            Kind::Sum { limits: None }
+        }
+        Op::Add => binary(Binary::Add),
+        Op::Sub => binary(Binary::Sub),
+        Op::Mul => binary(Binary::Mul),
+        Op::Div => binary(Binary::Div),
+        Op::Concat { axis: a } => {
+            if is_parameter.iter().any(|p| *p) {
+                return Err(at(node, "it joins a weight"));
+            }
+            let axis = stored_axis(axis(node, *a, x.len())?, x.len());
+            let inner = ins.iter().map(|s| stored(s)[axis..].iter().product());
+            Kind::Concat {
+                inner: inner.collect(),
+            }
+        }
+        Op::Pad { pads, mode } => Kind::Select(pad(node, x, pads, *mode)?),
+        Op::Slice {
+            axes,
+            starts,
+            steps,
+            ..
+        } => {
+            let mut maps: Vec<Vec<Option<usize>>> =
+                x.iter().map(|&n| (0..n).map(Some).collect()).collect();
+            for i in 0..axes.len() {
+                let axis = axis(node, axes[i], x.len())?;
+                maps[axis] = slice(x[axis], out[axis], starts[i], steps[i]);
+            }
+            Kind::Select(select(x, maps, 0.0))
+        }
+        Op::Reshape { .. } | Op::Flatten { .. } | Op::Squeeze { .. } | Op::Unsqueeze { .. } => {
+            match reshaped(x, out) {
+                Some(moves) => Kind::Reshape(moves),
+                None => Kind::Copy,
+            }
+        }
+        Op::Transpose { perm } => Kind::Move(Moved::transposed(x, perm)),
+        Op::Softmax { axis: a } => {
+            let axis = stored_axis(axis(node, *a, x.len())?, x.len());
+            let dims = stored(x);
+            Kind::Softmax {
+                len: dims[axis],
+                inner: dims[axis + 1..].iter().product(),
+            }
+        }
+        Op::Identity => Kind::Copy,
+        Op::Gather { .. }
+        | Op::RMSNormalization { .. }
+        | Op::LayerNormalization { .. }
+        | Op::LpNormalization { .. }
+        | Op::RotaryEmbedding { .. }
+        | Op::PositionEmbedding
+        | Op::Attention { .. }
+        | Op::MaskedMean
+        | Op::FastGRNN => return Err(at(node, refuses(&node.op).unwrap_or_default())),
+    })
+}

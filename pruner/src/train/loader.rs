@@ -1,0 +1,209 @@
+//! Batches of images, decoded and augmented by worker threads ahead of their use.
+
+use super::random::Random;
+use super::settings::{Augment, Border, TrainSettings};
+use crate::data::{Dataset, Image, Preprocess};
+use crate::{Error, Result};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+/// Decoded images are kept up to so many bytes in all.
+const KEPT_BYTES: usize = 1 << 30;
+
+/// Steps that each worker may be ahead.
+const AHEAD: usize = 2;
+
+/// The images of a step, channels last.
+pub(super) struct Batch {
+    pub images: Vec<f32>,
+    pub labels: Vec<usize>,
+}
+
+/// A data set, ready to be read in the order of any epoch.
+pub(super) struct Loader<'a> {
+    data: &'a dyn Dataset,
+    preprocess: Preprocess,
+    augment: Augment,
+    batch: usize,
+    seed: u64,
+    /// The images to train on.
+    chosen: Vec<usize>,
+    /// Images that were decoded; empty where they do not fit.
+    kept: Vec<OnceLock<Image>>,
+}
+
+impl<'a> Loader<'a> {
+    /// Checks labels and sizes of what can be checked without decoding everything.
+    pub fn new(
+        data: &'a dyn Dataset,
+        preprocess: Preprocess,
+        settings: &TrainSettings,
+        classes: usize,
+    ) -> Result<Loader<'a>> {
+        let mut chosen: Vec<usize> = (0..data.len()).collect();
+        if let Some(limit) = settings.data.limit {
+            Random::new(settings.seed, &[u64::MAX]).shuffle(&mut chosen);
+            chosen.truncate(limit);
+        }
+        if chosen.is_empty() {
+            return Err(Error::Training(format!(
+                "nothing to train on: {}",
+                data.describe()
+            )));
+        }
+        if let Some(&i) = chosen.iter().find(|&&i| data.label(i) >= classes) {
+            return Err(Error::Label {
+                sample: data.origin(i),
+                label: data.label(i),
+                classes,
+            });
+        }
+        let [c, h, w] = preprocess.input;
+        if settings.augment.border == Border::Reflect && settings.augment.crop >= h.min(w) {
+            return Err(Error::Training(format!(
+                "a mirrored border of {} around {h}x{w} pixels",
+                settings.augment.crop
+            )));
+        }
+        if settings.augment.crop > 1 << 12 {
+            return Err(Error::Training(format!(
+                "a crop by {} pixels",
+                settings.augment.crop
+            )));
+        }
+        let fits = data.len().saturating_mul(c * h * w) <= KEPT_BYTES;
+        Ok(Loader {
+            kept: (0..if fits { data.len() } else { 0 })
+                .map(|_| OnceLock::new())
+                .collect(),
+            data,
+            preprocess,
+            augment: settings.augment,
+            batch: settings.batch,
+            seed: settings.seed,
+            chosen,
+        })
+    }
+
+    pub fn images(&self) -> usize {
+        self.chosen.len()
+    }
+
+    /// Steps of an epoch.
+    pub fn steps(&self) -> usize {
+        self.chosen.len().div_ceil(self.batch)
+    }
+
+    /// Calls `step` with each batch of an epoch in turn.
+    pub fn epoch(
+        &self,
+        epoch: usize,
+        mut step: impl FnMut(usize, Batch) -> Result<()>,
+    ) -> Result<()> {
+        let mut order = self.chosen.clone();
+        Random::new(self.seed, &[epoch as u64]).shuffle(&mut order);
+        let batches: Vec<&[usize]> = order.chunks(self.batch).collect();
+        let workers = rayon::current_num_threads().clamp(1, batches.len().max(1));
+        std::thread::scope(|scope| {
+            let channels: Vec<Receiver<Result<Batch>>> = (0..workers)
+                .map(|w| {
+                    let (sender, receiver) = sync_channel(AHEAD);
+                    let batches = &batches;
+                    scope.spawn(move || {
+                        self.work(epoch, batches.iter().skip(w).step_by(workers), &sender)
+                    });
+                    receiver
+                })
+                .collect();
+            for i in 0..batches.len() {
+                let lost = || Error::Training("a loading thread ended early".into());
+                let batch = channels[i % workers].recv().map_err(|_| lost())??;
+                step(i, batch)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn work<'b>(
+        &self,
+        epoch: usize,
+        batches: impl Iterator<Item = &'b &'b [usize]>,
+        to: &SyncSender<Result<Batch>>,
+    ) {
+        for indices in batches {
+            // A closed channel means that the epoch has ended with an error.
+            if to.send(self.batch(epoch, indices)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn batch(&self, epoch: usize, indices: &[usize]) -> Result<Batch> {
+        let size: usize = self.preprocess.input.iter().product();
+        let mut images = vec![0.0; size * indices.len()];
+        let mut planes = vec![0.0; size];
+        for (&i, to) in indices.iter().zip(images.chunks_exact_mut(size.max(1))) {
+            self.image(i, &mut planes)?;
+            let mut random = Random::new(self.seed, &[epoch as u64, i as u64]);
+            self.place(&planes, &mut random, to);
+        }
+        Ok(Batch {
+            images,
+            labels: indices.iter().map(|&i| self.data.label(i)).collect(),
+        })
+    }
+
+    fn image(&self, i: usize, planes: &mut [f32]) -> Result<()> {
+        let fresh;
+        let image = match self.kept.get(i) {
+            Some(slot) => match slot.get() {
+                Some(image) => image,
+                None => {
+                    let image = self.data.image(i)?;
+                    slot.get_or_init(|| image)
+                }
+            },
+            None => {
+                fresh = self.data.image(i)?;
+                &fresh
+            }
+        };
+        self.preprocess
+            .apply(image, planes)
+            .map_err(|what| Error::Data {
+                path: self.data.origin(i).into(),
+                what,
+            })
+    }
+
+    /// Crops and mirrors an image of planes to one of channels last.
+    fn place(&self, planes: &[f32], random: &mut Random, to: &mut [f32]) {
+        let [channels, height, width] = self.preprocess.input;
+        let Augment { crop, border, flip } = self.augment;
+        let shift = |random: &mut Random| random.below(2 * crop + 1) as isize - crop as isize;
+        let (down, right) = (shift(random), shift(random));
+        let flip = flip && random.below(2) == 1;
+        let p = &self.preprocess;
+        let per = |values: &[f32], c: usize| values[c.min(values.len() - 1)];
+        let black: Vec<f32> = (0..channels)
+            .map(|c| -per(&p.mean, c) / per(&p.std, c))
+            .collect();
+        let inside = |at: isize, len: usize| match (usize::try_from(at), border) {
+            (Ok(at), _) if at < len => Some(at),
+            (_, Border::Zero) => None,
+            (Ok(at), Border::Reflect) => Some(2 * (len - 1) - at),
+            (Err(_), Border::Reflect) => Some(at.unsigned_abs()),
+        };
+        for (i, to) in to.chunks_exact_mut(channels).enumerate() {
+            let (y, x) = (i / width, i % width);
+            let x = if flip { width - 1 - x } else { x };
+            let from = inside(y as isize + down, height).zip(inside(x as isize + right, width));
+            for (c, to) in to.iter_mut().enumerate() {
+                *to = match from {
+                    Some((y, x)) => planes[(c * height + y) * width + x],
+                    None => black[c],
+                };
+            }
+        }
+    }
+}

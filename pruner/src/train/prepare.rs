@@ -1,0 +1,176 @@
+//! What is trained: which graphs and operators, and what happens to each weight.
+
+use super::tape::{Parameter, Role};
+use crate::{Error, Result};
+use lacuna::Model;
+use lacuna::model::{Dim, Graph, Input, Node, Op};
+use std::collections::HashSet;
+
+/// The name of the open batch.
+pub(super) const BATCH: &str = "N";
+
+/// Why training refuses an operator; `None` where it does not.
+pub const fn refuses(op: &Op) -> Option<&'static str> {
+    match op {
+        Op::Conv { .. }
+        | Op::BatchNormalization { .. }
+        | Op::Relu
+        | Op::LeakyRelu { .. }
+        | Op::Clip { .. }
+        | Op::HardSigmoid { .. }
+        | Op::HardSwish
+        | Op::Sigmoid
+        | Op::Tanh
+        | Op::MaxPool(_)
+        | Op::AveragePool { .. }
+        | Op::GlobalAveragePool
+        | Op::Gemm { trans_a: false, .. }
+        | Op::MatMul { .. }
+        | Op::Add
+        | Op::Sub
+        | Op::Mul
+        | Op::Div
+        | Op::Concat { .. }
+        | Op::Pad { .. }
+        | Op::Slice { .. }
+        | Op::Reshape { .. }
+        | Op::Flatten { .. }
+        | Op::Transpose { .. }
+        | Op::Squeeze { .. }
+        | Op::Unsqueeze { .. }
+        | Op::ReduceMean { .. }
+        | Op::Softmax { .. }
+        | Op::Identity
+        | Op::Swish { .. }
+        | Op::Gelu { .. } => None,
+        Op::Gemm { trans_a: true, .. } => {
+            Some("a transposed left operand mixes the images of a batch")
+        }
+        Op::FastGRNN => Some("it is a cell over time; training is for networks over images"),
+        Op::Gather { .. }
+        | Op::RMSNormalization { .. }
+        | Op::LayerNormalization { .. }
+        | Op::LpNormalization { .. }
+        | Op::RotaryEmbedding { .. }
+        | Op::PositionEmbedding
+        | Op::Attention { .. }
+        | Op::MaskedMean => {
+            Some("it belongs to language models; training is for networks over images")
+        }
+    }
+}
+
+pub(super) fn refuse(what: impl Into<String>) -> Error {
+    Error::Training(what.into())
+}
+
+pub(super) fn at(node: &Node, what: impl std::fmt::Display) -> Error {
+    Error::Training(format!("node `{}` ({}): {what}", node.name, node.op.name()))
+}
+
+/// The model with an open batch, without a softmax at its end, and its weights.
+pub(super) fn prepare(model: &Model) -> Result<(Model, Vec<Parameter>)> {
+    let mut graph = model.graph().clone();
+    if let Some(node) = graph.nodes.iter().find(|n| refuses(&n.op).is_some()) {
+        return Err(at(node, refuses(&node.op).unwrap_or_default()));
+    }
+    let [input] = graph.inputs.as_mut_slice() else {
+        return Err(refuse(format!(
+            "the model has {} inputs; images need exactly one",
+            graph.inputs.len()
+        )));
+    };
+    open_batch(input)?;
+    strip(&mut graph);
+    let mut weights = model.weights().clone();
+    let read: HashSet<&str> = graph
+        .nodes
+        .iter()
+        .flat_map(|n| n.inputs.iter().map(String::as_str))
+        .collect();
+    weights.retain(|name, _| read.contains(name.as_str()));
+    let parameters: Result<Vec<Parameter>> = (weights.iter())
+        .map(|(name, weight)| {
+            let data = weight
+                .to_f32()
+                .ok_or_else(|| refuse(format!("weight `{name}` is {}", weight.dtype())))?;
+            if let Some(bad) = data.iter().find(|x| !x.is_finite()) {
+                return Err(refuse(format!("weight `{name}` holds {bad}")));
+            }
+            let role = role(&graph, name, data.len());
+            Ok(Parameter {
+                name: name.clone(),
+                shape: weight.shape().to_vec(),
+                role,
+                data,
+            })
+        })
+        .collect();
+    let parameters = parameters?;
+    if !parameters.iter().any(|p| p.role.descends()) {
+        return Err(refuse("the model has no weight to train"));
+    }
+    Ok((Model::new(graph, weights)?, parameters))
+}
+
+fn open_batch(input: &mut Input) -> Result<()> {
+    let [batch, rest @ ..] = input.shape.as_mut_slice() else {
+        return Err(refuse(format!("input `{}` has no axes", input.name)));
+    };
+    if rest.len() != 3 {
+        return Err(refuse(format!(
+            "input `{}` has {} axes, images have 4",
+            input.name,
+            rest.len() + 1
+        )));
+    }
+    *batch = Dim::Symbol(BATCH.into());
+    Ok(())
+}
+
+/// Leaves the first output alone, and the logits where it is a softmax of them; drops what it does not need.
+fn strip(graph: &mut Graph) {
+    graph.outputs.truncate(1);
+    if let Some(last) = graph.nodes.iter().find(|n| n.output == graph.outputs[0])
+        && matches!(last.op, Op::Softmax { .. })
+    {
+        graph.outputs[0] = last.inputs[0].clone();
+    }
+    let mut needed: HashSet<String> = graph.outputs.iter().cloned().collect();
+    let mut keep = Vec::new();
+    for node in graph.nodes.drain(..).rev() {
+        if needed.contains(&node.output) {
+            needed.extend(node.inputs.iter().cloned());
+            keep.push(node);
+        }
+    }
+    keep.reverse();
+    graph.nodes = keep;
+}
+
+/// What training does with the weight `name`.
+fn role(graph: &Graph, name: &str, len: usize) -> Role {
+    let mut role = Role::Constant;
+    let mut learned: HashSet<&str> = HashSet::new();
+    for node in &graph.nodes {
+        let behind = node.inputs.iter().any(|i| learned.contains(i.as_str()));
+        for (i, input) in node.inputs.iter().enumerate() {
+            if input != name {
+                continue;
+            }
+            role = match node.op {
+                Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul { .. } if i == 1 => Role::Weight,
+                Op::Conv { .. } | Op::Gemm { .. } if i == 2 => Role::Vector,
+                Op::BatchNormalization { .. } if i < 3 => Role::Vector,
+                Op::BatchNormalization { .. } => return Role::Statistic,
+                // A linear layer's bias may be a sum of its own; what stands before every layer prepares images.
+                Op::Add | Op::Sub | Op::Mul | Op::Div if behind && len > 1 => Role::Vector,
+                _ => role,
+            };
+        }
+        if behind || node.op.weight_input().is_some() {
+            learned.insert(&node.output);
+        }
+    }
+    role
+}

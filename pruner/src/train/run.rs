@@ -1,0 +1,417 @@
+//! The training loop: epochs of steps, pruning before them, a checkpoint after each.
+
+use super::checkpoint::{self, State};
+use super::loader::Loader;
+use super::optimiser::Memory;
+use super::settings::TrainSettings;
+use super::tape::Tape;
+use crate::eval::{EvalOptions, evaluate, preprocess};
+use crate::{Error, Plan, Pruned, Recipe, Result, data};
+use lacuna::Model;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Where a run keeps its state and its figures.
+#[derive(Clone, Debug, Default)]
+pub struct TrainFiles {
+    /// The checkpoint: written after every epoch, gone on from where it is there. None without a path.
+    pub checkpoint: Option<PathBuf>,
+    /// Figures by epoch, as JSON lines.
+    pub metrics: Option<PathBuf>,
+}
+
+/// What an epoch came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRow {
+    /// The version of the format: 1.
+    pub schema: u32,
+    /// The epoch, from 1.
+    pub epoch: usize,
+    /// Of how many.
+    pub epochs: usize,
+    /// The learning rate of its last step.
+    pub lr: f64,
+    /// The mean loss of the training images, as they were met.
+    pub loss: f64,
+    /// The share of them whose label had the largest output.
+    pub train_accuracy: f64,
+    /// The share of the test images, after the epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_accuracy: Option<f64>,
+    /// Test images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_samples: Option<usize>,
+    /// The share of the recipe's weights that is zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparsity: Option<f64>,
+    /// Time of the epoch's steps.
+    pub seconds: f64,
+}
+
+/// What the last pruning decided, so that a run that goes on can report it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Pruning {
+    threshold: Option<f32>,
+    remove: Vec<usize>,
+    floored: Vec<bool>,
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// The epoch, from 1, and of how many.
+    pub epoch: [usize; 2],
+    /// Steps of it that are done, and of how many.
+    pub step: [usize; 2],
+    /// The mean loss of the epoch so far.
+    pub loss: f64,
+    /// The epoch's figures, once it is done.
+    pub row: Option<&'a EpochRow>,
+    /// Epochs that a checkpoint brought.
+    pub resumed: usize,
+}
+
+/// A trained model.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// The model; encoded where a recipe asks for it.
+    pub model: Model,
+    /// What was pruned, where a recipe was given.
+    pub plan: Option<Plan>,
+    /// Figures by epoch.
+    pub rows: Vec<EpochRow>,
+}
+
+/// Trains `model`. With a recipe its weights go before the first epoch, or over the epochs where the settings have a
+/// gradual schedule, and the mask holds after every step. Weights that the model's file stores sparse keep their zeros.
+///
+/// The result depends on the model, the recipe, the settings and the machine's instruction set, and neither on the
+/// number of threads nor on how often the run was interrupted.
+pub fn train(
+    model: &Model,
+    recipe: Option<&Recipe>,
+    settings: &TrainSettings,
+    files: &TrainFiles,
+    progress: &mut dyn FnMut(&Progress<'_>),
+) -> Result<Trained> {
+    settings.check()?;
+    let Some(recipe) = recipe else {
+        if settings.gradual.is_some() {
+            return Err(Error::Training("gradual pruning without a sparsity".into()));
+        }
+        return Run::new(model, None, settings, files)?.go(progress);
+    };
+    // Trained in f32; the recipe's dtype is that of the result.
+    let recipe = Recipe {
+        dtype: None,
+        ..recipe.clone()
+    };
+    Run::new(model, Some(recipe), settings, files)?.go(progress)
+}
+
+struct Run<'a> {
+    model: &'a Model,
+    recipe: Option<Recipe>,
+    settings: &'a TrainSettings,
+    files: &'a TrainFiles,
+    tape: Tape,
+    state: State,
+    resumed: usize,
+    id: String,
+    plan: Option<Plan>,
+    classes: usize,
+    input: [usize; 3],
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        model: &'a Model,
+        recipe: Option<Recipe>,
+        settings: &'a TrainSettings,
+        files: &'a TrainFiles,
+    ) -> Result<Run<'a>> {
+        let mut tape = Tape::new(model)?;
+        let (classes, input) = tape.sizes()?;
+        let mut digest = Sha256::new();
+        for p in &tape.parameters {
+            digest.update(p.name.as_bytes());
+            p.data.iter().for_each(|x| digest.update(x.to_le_bytes()));
+        }
+        let text = toml::to_string(settings).map_err(|e| Error::Training(e.to_string()))?;
+        digest.update(text.as_bytes());
+        digest.update(
+            recipe
+                .as_ref()
+                .map(Recipe::to_toml)
+                .unwrap_or_default()
+                .as_bytes(),
+        );
+        let id: String = digest
+            .finalize()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        let found = match &files.checkpoint {
+            Some(path) => checkpoint::read(path, &id, &mut tape.parameters)?,
+            None => None,
+        };
+        let resumed = found.as_ref().map_or(0, |s| s.epochs);
+        let state = found.unwrap_or_else(|| State {
+            epochs: 0,
+            memory: Memory::new(&tape.parameters, settings.optimizer),
+            masks: stored_zeros(model, &tape),
+            rows: Vec::new(),
+            pruning: None,
+        });
+        Ok(Run {
+            model,
+            recipe,
+            settings,
+            files,
+            tape,
+            state,
+            resumed,
+            id,
+            plan: None,
+            classes,
+            input,
+        })
+    }
+
+    fn go(mut self, progress: &mut dyn FnMut(&Progress<'_>)) -> Result<Trained> {
+        let settings = self.settings;
+        let options = EvalOptions {
+            batch: 32,
+            threads: rayon::current_num_threads(),
+            preset: settings.data.preset,
+            mean: settings.data.mean.clone(),
+            std: settings.data.std.clone(),
+            size: settings.data.size,
+            ..EvalOptions::default()
+        };
+        let images = data::open(&settings.data.path, &settings.data.split)?;
+        let test = match settings.data.test.is_empty() {
+            true => None,
+            false => Some(data::open(&settings.data.path, &settings.data.test)?),
+        };
+        let loader = Loader::new(
+            &*images,
+            preprocess(&options, self.input)?,
+            settings,
+            self.classes,
+        )?;
+        if let (Some(pruning), Some(recipe)) = (&self.state.pruning, &self.recipe) {
+            // The layers and their sizes; what was decided about them comes from the checkpoint.
+            let mut plan = recipe.plan(self.model)?;
+            plan.threshold = pruning.threshold;
+            for (layer, (&remove, &floored)) in plan
+                .layers
+                .iter_mut()
+                .zip(pruning.remove.iter().zip(&pruning.floored))
+            {
+                (layer.remove, layer.floored) = (remove, floored);
+            }
+            self.plan = Some(plan);
+        }
+        for epoch in self.state.epochs..settings.epochs {
+            self.prune(epoch)?;
+            let mut row = self.epoch(epoch, &loader, progress)?;
+            if let Some(test) = &test {
+                let accuracy = evaluate(
+                    &self.tape.model(self.model)?,
+                    &**test,
+                    &options,
+                    &mut |_, _| {},
+                )?;
+                (row.test_accuracy, row.test_samples) =
+                    (Some(accuracy.top1), Some(accuracy.samples));
+            }
+            self.state.epochs = epoch + 1;
+            self.state.rows.push(row);
+            if let Some(path) = &self.files.checkpoint {
+                checkpoint::write(path, &self.id, &self.tape.parameters, &self.state)?;
+            }
+            self.write_metrics()?;
+            let steps = loader.steps();
+            progress(&Progress {
+                epoch: [epoch + 1, settings.epochs],
+                step: [steps, steps],
+                loss: self.state.rows[epoch].loss,
+                row: self.state.rows.last(),
+                resumed: self.resumed,
+            });
+        }
+        self.write_metrics()?;
+        self.finish()
+    }
+
+    /// Takes the weights of an epoch.
+    fn prune(&mut self, epoch: usize) -> Result<()> {
+        let Some(recipe) = &self.recipe else {
+            return Ok(());
+        };
+        let sparsity = match self.settings.gradual {
+            Some(g) if epoch > g.end => return Ok(()),
+            Some(g) => g.sparsity(epoch, recipe.sparsity),
+            None if epoch > 0 => return Ok(()),
+            None => recipe.sparsity,
+        };
+        if sparsity == 0.0 && self.settings.gradual.is_some() {
+            return Ok(());
+        }
+        let recipe = Recipe {
+            sparsity,
+            ..recipe.clone()
+        };
+        let Pruned { model, plan } = recipe.run(&self.tape.model(self.model)?.decoded())?;
+        for (p, mask) in self.tape.parameters.iter_mut().zip(&mut self.state.masks) {
+            if !plan.layers.iter().any(|l| l.weight == p.name) {
+                continue;
+            }
+            let weight = model.weights().get(&p.name).and_then(|w| w.to_f32());
+            p.data =
+                weight.ok_or_else(|| Error::Training(format!("weight `{}` is lost", p.name)))?;
+            *mask = p.data.iter().map(|&w| u8::from(w != 0.0)).collect();
+        }
+        self.state.pruning = Some(Pruning {
+            threshold: plan.threshold,
+            remove: plan.layers.iter().map(|l| l.remove).collect(),
+            floored: plan.layers.iter().map(|l| l.floored).collect(),
+        });
+        self.plan = Some(plan);
+        Ok(())
+    }
+
+    fn epoch(
+        &mut self,
+        epoch: usize,
+        loader: &Loader<'_>,
+        progress: &mut dyn FnMut(&Progress<'_>),
+    ) -> Result<EpochRow> {
+        let (settings, steps) = (self.settings, loader.steps());
+        let started = Instant::now();
+        let (mut sum, mut correct, mut seen, mut rate) = (0.0, 0, 0, 0.0);
+        let (tape, state) = (&mut self.tape, &mut self.state);
+        loader.epoch(epoch, |step, batch| {
+            rate = settings.rate(epoch, step, steps);
+            let loss = tape.step(
+                &batch.images,
+                &batch.labels,
+                settings.label_smoothing as f32,
+            )?;
+            let mean = loss.sum / batch.labels.len() as f64;
+            if !mean.is_finite() {
+                return Err(Error::Diverged {
+                    loss: mean,
+                    epoch: epoch + 1,
+                    step: step + 1,
+                    rate,
+                });
+            }
+            state.memory.step(
+                settings,
+                rate,
+                &mut tape.parameters,
+                &tape.gradients,
+                &state.masks,
+            );
+            sum += loss.sum;
+            correct += loss.correct;
+            seen += batch.labels.len();
+            progress(&Progress {
+                epoch: [epoch + 1, settings.epochs],
+                step: [step + 1, steps],
+                loss: sum / seen as f64,
+                row: None,
+                resumed: self.resumed,
+            });
+            Ok(())
+        })?;
+        if let Some(p) = tape
+            .parameters
+            .iter()
+            .find(|p| p.data.iter().any(|x| !x.is_finite()))
+        {
+            return Err(Error::Training(format!(
+                "weight `{}` is no number after epoch {}; lower the learning rate",
+                p.name,
+                epoch + 1
+            )));
+        }
+        Ok(EpochRow {
+            schema: 1,
+            epoch: epoch + 1,
+            epochs: settings.epochs,
+            lr: rate,
+            loss: sum / seen as f64,
+            train_accuracy: correct as f64 / loader.images() as f64,
+            test_accuracy: None,
+            test_samples: None,
+            sparsity: self.plan.as_ref().map(Plan::sparsity),
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn write_metrics(&self) -> Result<()> {
+        let Some(path) = &self.files.metrics else {
+            return Ok(());
+        };
+        let mut text = String::new();
+        for row in &self.state.rows {
+            text += &serde_json::to_string(row).map_err(|e| Error::Training(e.to_string()))?;
+            text += "\n";
+        }
+        checkpoint::replace(path, text.as_bytes())
+    }
+
+    fn finish(self) -> Result<Trained> {
+        let mut model = self.tape.model(self.model)?;
+        let mut plan = self.plan;
+        if let Some(plan) = &mut plan {
+            for layer in &mut plan.layers {
+                let zeros = model
+                    .weights()
+                    .get(&layer.weight)
+                    .map(|w| w.numel() - w.count_nonzero());
+                layer.zeros_after = zeros.unwrap_or(layer.zeros_after);
+            }
+            plan.zeros_after = plan.layers.iter().map(|l| l.zeros_after).sum();
+            model = model.encoded();
+        } else if self.state.masks.iter().any(|m| !m.is_empty()) {
+            model = model.encoded();
+        }
+        Ok(Trained {
+            model,
+            plan,
+            rows: self.state.rows,
+        })
+    }
+}
+
+/// Masks of the weights that are stored sparse.
+fn stored_zeros(model: &Model, tape: &Tape) -> Vec<Vec<u8>> {
+    let masks = tape
+        .parameters
+        .iter()
+        .map(|p| match model.weights().get(&p.name) {
+            Some(weight) if weight.is_sparse() => {
+                p.data.iter().map(|&w| u8::from(w != 0.0)).collect()
+            }
+            _ => Vec::new(),
+        });
+    masks.collect()
+}
+
+/// Removes the checkpoint of a run whose result is written.
+pub fn forget(checkpoint: &Path) -> Result<()> {
+    match std::fs::remove_file(checkpoint) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::Io {
+            path: checkpoint.to_owned(),
+            action: "remove",
+            source: e,
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,526 @@
+//! A graph in training mode: forwards with what the way back needs, and backwards to a gradient for every weight.
+
+use super::buffers::Buffers;
+use super::compile::{Kind, Source, Step, compile};
+use super::loss::{Loss, cross_entropy};
+use super::norm::{self, Moments};
+use super::pointwise::walk;
+use crate::{Error, Result};
+use lacuna::{Isa, Model, Weight};
+use std::collections::BTreeMap;
+
+/// Limits of an activation that follows in the same pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Limits {
+    pub low: f32,
+    pub high: f32,
+}
+
+/// What training does with a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Descends; a matrix or kernel.
+    Weight,
+    /// Descends; a bias, or scale and offset of a normalisation.
+    Vector,
+    /// A running mean or variance.
+    Statistic,
+    /// Stays as it is.
+    Constant,
+}
+
+/// A weight of the model in training.
+#[derive(Clone, Debug)]
+pub(super) struct Parameter {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub role: Role,
+    pub data: Vec<f32>,
+}
+
+impl Role {
+    /// Whether an optimiser changes such a weight.
+    pub fn descends(self) -> bool {
+        matches!(self, Role::Weight | Role::Vector)
+    }
+}
+
+/// How fast running statistics follow the batches.
+const FOLLOW: f64 = 0.1;
+
+/// What a step keeps for the way back.
+#[derive(Debug)]
+enum Saved {
+    Nothing,
+    Moments(Moments),
+    Indices(Vec<u32>),
+}
+
+/// A model in training.
+pub(super) struct Tape {
+    pub parameters: Vec<Parameter>,
+    /// For each parameter, as long as its data where its role descends, else empty.
+    pub gradients: Vec<Vec<f32>>,
+    model: Model,
+    isa: Isa,
+    buffers: Buffers,
+    /// Steps by batch size.
+    compiled: BTreeMap<usize, Vec<Step>>,
+}
+
+impl Tape {
+    pub fn new(model: &Model) -> Result<Tape> {
+        let isa = Isa::detect().map_err(Error::Training)?;
+        let (model, parameters) = super::prepare::prepare(model)?;
+        let gradient = |p: &Parameter| vec![0.0; if p.role.descends() { p.data.len() } else { 0 }];
+        Ok(Tape {
+            gradients: parameters.iter().map(gradient).collect(),
+            parameters,
+            model,
+            isa,
+            buffers: Buffers::default(),
+            compiled: BTreeMap::new(),
+        })
+    }
+
+    /// Classes of the model, and channels, height and width of its input.
+    pub fn sizes(&mut self) -> Result<(usize, [usize; 3])> {
+        let (steps, input) = compile(&self.model, &self.parameters, 2)?;
+        let outputs = steps.last().map_or(0, |s| s.len);
+        Ok((outputs / 2, input))
+    }
+
+    /// The model with the weights as they are now, of the dtypes that they had.
+    pub fn model(&self, like: &Model) -> Result<Model> {
+        let mut model = like.clone();
+        for p in &self.parameters {
+            if p.role == Role::Constant {
+                continue;
+            }
+            let dtype = like.weights().get(&p.name).map(Weight::dtype);
+            let weight = Weight::from_f32(&p.shape, &p.data);
+            let weight = match dtype {
+                Some(dtype) if dtype != weight.dtype() => weight
+                    .to_dtype(dtype)
+                    .map_err(|what| Error::Training(format!("weight `{}`: {what}", p.name)))?,
+                _ => weight,
+            };
+            model.set_weight(&p.name, weight)?;
+        }
+        Ok(model)
+    }
+
+    /// The loss of a batch of channels-last images, and gradients of its mean in the parameters.
+    pub fn step(&mut self, images: &[f32], labels: &[usize], smoothing: f32) -> Result<Loss> {
+        let batch = labels.len();
+        if !self.compiled.contains_key(&batch) {
+            let (steps, _) = compile(&self.model, &self.parameters, batch)?;
+            self.compiled.insert(batch, steps);
+        }
+        let Some(steps) = self.compiled.remove(&batch) else {
+            return Ok(Loss::default());
+        };
+        self.gradients.iter_mut().for_each(|g| g.fill(0.0));
+        let mut run = Run::forward(self, &steps, images);
+        let mut logits = std::mem::take(&mut run.values[steps.len()]);
+        let loss = cross_entropy(&mut logits, labels, smoothing);
+        run.backward(self, &steps, logits);
+        self.compiled.insert(batch, steps);
+        Ok(loss)
+    }
+}
+
+/// The values of one pass. Value 0 is the input, value `i + 1` the output of step `i`.
+struct Run {
+    values: Vec<Vec<f32>>,
+    saved: Vec<Saved>,
+}
+
+/// The elements of an input.
+fn read<'a>(
+    values: &'a [Vec<f32>],
+    parameters: &'a [Parameter],
+    source: Option<&Source>,
+) -> &'a [f32] {
+    match source {
+        Some(Source::Value(i)) => &values[*i],
+        Some(Source::Parameter(i)) => &parameters[*i].data,
+        None => &[],
+    }
+}
+
+impl Run {
+    fn forward(tape: &mut Tape, steps: &[Step], images: &[f32]) -> Run {
+        let mut input = tape.buffers.take(images.len());
+        input.copy_from_slice(images);
+        let mut run = Run {
+            values: vec![input],
+            saved: Vec::new(),
+        };
+        for step in steps {
+            let mut y = tape.buffers.take(step.len);
+            let saved = run.one(tape, step, &mut y);
+            run.values.push(y);
+            run.saved.push(saved);
+        }
+        run
+    }
+
+    fn one(&self, tape: &mut Tape, step: &Step, y: &mut [f32]) -> Saved {
+        let isa = tape.isa;
+        let input = |i: usize| {
+            read(
+                &self.values,
+                &tape.parameters,
+                step.inputs.get(i).and_then(Option::as_ref),
+            )
+        };
+        let x = input(0);
+        let optional = |i: usize| {
+            step.inputs
+                .get(i)
+                .and_then(Option::as_ref)
+                .map(|s| read(&self.values, &tape.parameters, Some(s)))
+        };
+        match &step.kind {
+            Kind::Conv(conv) => conv.forward(isa, x, input(1), optional(2), y),
+            Kind::Norm {
+                epsilon,
+                batch,
+                limits,
+            } => {
+                let channels = input(1).len();
+                let (mean, variance) = norm::statistics(isa, x, channels, *batch);
+                let moments = Moments {
+                    mean: mean.iter().map(|&m| m as f32).collect(),
+                    inverse: variance
+                        .iter()
+                        .map(|v| (1.0 / (v + f64::from(*epsilon)).sqrt()) as f32)
+                        .collect(),
+                };
+                norm::forward(isa, x, &moments, [input(1), input(2)], *limits, y);
+                let rows = (x.len() / channels.max(1)) as f64;
+                let unbiased = rows / (rows - 1.0).max(1.0);
+                for (at, new, factor) in [(3, &mean, 1.0), (4, &variance, unbiased)] {
+                    if let Some(Some(Source::Parameter(p))) = step.inputs.get(at) {
+                        for (old, new) in tape.parameters[*p].data.iter_mut().zip(new) {
+                            *old =
+                                ((1.0 - FOLLOW) * f64::from(*old) + FOLLOW * new * factor) as f32;
+                        }
+                    }
+                }
+                return Saved::Moments(moments);
+            }
+            Kind::Activation(f) => f.forward(isa, x, y),
+            Kind::Sum { limits } => super::sum::forward(isa, x, input(1), *limits, y),
+            Kind::Binary { op, dims, a, b } => op.forward(dims, (x, a), (input(1), b), y),
+            Kind::Dense(dense) => dense.forward(isa, x, input(1), optional(2), y),
+            Kind::MaxPool(pool) => {
+                let mut from = vec![0; y.len()];
+                pool.max(x, y, &mut from);
+                return Saved::Indices(from);
+            }
+            Kind::AveragePool(pool, with_padding) => pool.average(x, y, *with_padding),
+            Kind::Select(selection) => selection.forward(x, y),
+            Kind::Concat { inner } => {
+                let row: usize = inner.iter().sum();
+                let mut at = 0;
+                for (i, &own) in inner.iter().enumerate() {
+                    for (y, x) in y.chunks_exact_mut(row).zip(input(i).chunks_exact(own)) {
+                        y[at..at + own].copy_from_slice(x);
+                    }
+                    at += own;
+                }
+            }
+            Kind::Copy => y.copy_from_slice(x),
+            Kind::Move(moved) => moved.forward(x, y),
+            Kind::Reshape([first, second]) => {
+                let mut rows = tape.buffers.take(x.len());
+                first.forward(x, &mut rows);
+                second.forward(&rows, y);
+                tape.buffers.give(rows);
+            }
+            Kind::Mean {
+                dims,
+                strides,
+                count,
+            } => {
+                y.fill(0.0);
+                let part = 1.0 / *count as f32;
+                let each = dims.iter().skip(1).product::<usize>().max(1);
+                for (n, x) in x.chunks_exact(each).enumerate() {
+                    walk(dims, n, [strides, strides], |i, [at, _]| y[at] += x[i]);
+                }
+                y.iter_mut().for_each(|y| *y *= part);
+            }
+            Kind::Softmax { len, inner } => super::sum::softmax(x, *len, *inner, y),
+        }
+        Saved::Nothing
+    }
+
+    fn backward(mut self, tape: &mut Tape, steps: &[Step], logits: Vec<f32>) {
+        let mut gradients: Vec<Option<Vec<f32>>> = vec![None; self.values.len()];
+        gradients[steps.len()] = Some(logits);
+        for (i, step) in steps.iter().enumerate().rev() {
+            if let Some(dy) = gradients[i + 1].take() {
+                let saved = std::mem::replace(&mut self.saved[i], Saved::Nothing);
+                self.one_back(tape, step, i + 1, &saved, dy, &mut gradients);
+            }
+            tape.buffers.give(std::mem::take(&mut self.values[i + 1]));
+        }
+        for value in self
+            .values
+            .into_iter()
+            .chain(gradients.into_iter().flatten())
+        {
+            tape.buffers.give(value);
+        }
+    }
+
+    /// Consumes the gradient of one step's output.
+    fn one_back(
+        &self,
+        tape: &mut Tape,
+        step: &Step,
+        output: usize,
+        saved: &Saved,
+        mut dy: Vec<f32>,
+        gradients: &mut [Option<Vec<f32>>],
+    ) {
+        let isa = tape.isa;
+        let Tape {
+            parameters,
+            gradients: own,
+            buffers,
+            ..
+        } = tape;
+        let source = |i: usize| step.inputs.get(i).and_then(Option::as_ref);
+        let x = read(&self.values, parameters, source(0));
+        match &step.kind {
+            Kind::Conv(conv) => {
+                let (mut dw, mut db) = (take(own, source(1)), take(own, source(2)));
+                let mut target = step.wants(0).map(|v| open(gradients, v, x.len(), buffers));
+                let weight = read(&self.values, parameters, source(1));
+                conv.backward(
+                    isa,
+                    x,
+                    weight,
+                    &dy,
+                    target.as_mut().map(|(dx, old)| (dx.as_mut_slice(), *old)),
+                    &mut dw,
+                    source(2).map(|_| db.as_mut_slice()),
+                    buffers,
+                );
+                if let (Some((dx, _)), Some(v)) = (target, step.wants(0)) {
+                    gradients[v] = Some(dx);
+                }
+                give(own, source(1), dw);
+                give(own, source(2), db);
+            }
+            Kind::Norm { batch, limits, .. } => {
+                let (mut ds, mut db) = (take(own, source(1)), take(own, source(2)));
+                let affine = [1, 2].map(|i| read(&self.values, parameters, source(i)));
+                if let Saved::Moments(moments) = saved {
+                    norm::backward(
+                        isa,
+                        x,
+                        *batch,
+                        moments,
+                        affine,
+                        *limits,
+                        &mut dy,
+                        [&mut ds, &mut db],
+                    );
+                }
+                give(own, source(1), ds);
+                give(own, source(2), db);
+                pass(gradients, step.wants(0), dy, buffers);
+                return;
+            }
+            Kind::Activation(f) => {
+                f.backward(isa, x, &mut dy);
+                pass(gradients, step.wants(0), dy, buffers);
+                return;
+            }
+            Kind::Sum { limits } => {
+                super::sum::backward(isa, &self.values[output], *limits, &mut dy);
+                if let Some(v) = step.wants(1) {
+                    match step.wants(0) {
+                        Some(_) => {
+                            let mut copy = buffers.take(dy.len());
+                            copy.copy_from_slice(&dy);
+                            pass(gradients, Some(v), copy, buffers);
+                        }
+                        None => return pass(gradients, Some(v), dy, buffers),
+                    }
+                }
+                pass(gradients, step.wants(0), dy, buffers);
+                return;
+            }
+            Kind::Binary { op, dims, a, b } => {
+                let operands = [0, 1].map(|i| read(&self.values, parameters, source(i)));
+                let lens = operands.map(<[f32]>::len);
+                for (which, &len) in lens.iter().enumerate() {
+                    let mut to = match source(which) {
+                        Some(Source::Value(v)) if step.wants(which).is_some() => {
+                            let (mut to, old) = open(gradients, *v, len, buffers);
+                            if !old {
+                                to.fill(0.0);
+                            }
+                            to
+                        }
+                        Some(Source::Parameter(p)) => std::mem::take(&mut own[*p]),
+                        _ => continue,
+                    };
+                    if !to.is_empty() {
+                        let operands = [0, 1].map(|i| read(&self.values, parameters, source(i)));
+                        op.backward(
+                            which,
+                            dims,
+                            (operands[0], a),
+                            (operands[1], b),
+                            &dy,
+                            &mut to,
+                        );
+                    }
+                    match source(which) {
+                        Some(Source::Value(v)) => gradients[*v] = Some(to),
+                        Some(Source::Parameter(p)) => own[*p] = to,
+                        None => {}
+                    }
+                }
+            }
+            Kind::Dense(dense) => {
+                let (mut dw, mut db) = (take(own, source(1)), take(own, source(2)));
+                dense.backward_weight(
+                    isa,
+                    x,
+                    &dy,
+                    &mut dw,
+                    source(2)
+                        .filter(|_| !db.is_empty())
+                        .map(|_| db.as_mut_slice()),
+                );
+                if let Some(v) = step.wants(0) {
+                    let mut dx = buffers.take(x.len());
+                    let weight = read(&self.values, parameters, source(1));
+                    dense.backward_input(isa, weight, &dy, &mut dx);
+                    pass(gradients, Some(v), dx, buffers);
+                }
+                give(own, source(1), dw);
+                give(own, source(2), db);
+            }
+            Kind::Concat { inner } => {
+                let row: usize = inner.iter().sum();
+                let mut at = 0;
+                for (i, &own) in inner.iter().enumerate() {
+                    if let Some(v) = step.wants(i) {
+                        let mut dx = buffers.take(dy.len() / row.max(1) * own);
+                        for (dx, dy) in dx.chunks_exact_mut(own).zip(dy.chunks_exact(row)) {
+                            dx.copy_from_slice(&dy[at..at + own]);
+                        }
+                        pass(gradients, Some(v), dx, buffers);
+                    }
+                    at += own;
+                }
+            }
+            Kind::Copy => return pass(gradients, step.wants(0), dy, buffers),
+            Kind::Softmax { len, inner } => {
+                super::sum::softmax_back(&self.values[output], *len, *inner, &mut dy);
+                return pass(gradients, step.wants(0), dy, buffers);
+            }
+            Kind::MaxPool(_)
+            | Kind::AveragePool(..)
+            | Kind::Select(_)
+            | Kind::Move(_)
+            | Kind::Reshape(_)
+            | Kind::Mean { .. } => {
+                let Some(v) = step.wants(0) else {
+                    return buffers.give(dy);
+                };
+                let mut dx = buffers.zeros(x.len());
+                match (&step.kind, saved) {
+                    (Kind::MaxPool(pool), Saved::Indices(from)) => {
+                        pool.max_back(&dy, from, &mut dx)
+                    }
+                    (Kind::AveragePool(pool, with_padding), _) => {
+                        pool.average_back(&dy, &mut dx, *with_padding)
+                    }
+                    (Kind::Select(selection), _) => selection.backward(&dy, &mut dx),
+                    (Kind::Move(moved), _) => moved.backward(&dy, &mut dx),
+                    (Kind::Reshape([first, second]), _) => {
+                        let mut rows = buffers.take(dy.len());
+                        second.backward(&dy, &mut rows);
+                        first.backward(&rows, &mut dx);
+                        buffers.give(rows);
+                    }
+                    (
+                        Kind::Mean {
+                            dims,
+                            strides,
+                            count,
+                        },
+                        _,
+                    ) => {
+                        let part = 1.0 / *count as f32;
+                        let each = dims.iter().skip(1).product::<usize>().max(1);
+                        for (n, dx) in dx.chunks_exact_mut(each).enumerate() {
+                            walk(dims, n, [strides, strides], |i, [at, _]| {
+                                dx[i] = dy[at] * part
+                            });
+                        }
+                    }
+                    _ => {}
+                }
+                pass(gradients, Some(v), dx, buffers);
+            }
+        }
+        buffers.give(dy);
+    }
+}
+
+/// Takes a parameter's gradient out, to be given back.
+fn take(gradients: &mut [Vec<f32>], source: Option<&Source>) -> Vec<f32> {
+    match source {
+        Some(Source::Parameter(p)) => std::mem::take(&mut gradients[*p]),
+        _ => Vec::new(),
+    }
+}
+
+fn give(gradients: &mut [Vec<f32>], source: Option<&Source>, gradient: Vec<f32>) {
+    if let Some(Source::Parameter(p)) = source {
+        gradients[*p] = gradient;
+    }
+}
+
+/// The gradient of a value to write to, and whether there is one to add to.
+fn open(
+    gradients: &mut [Option<Vec<f32>>],
+    v: usize,
+    len: usize,
+    buffers: &mut Buffers,
+) -> (Vec<f32>, bool) {
+    match gradients[v].take() {
+        Some(old) => (old, true),
+        None => (buffers.take(len), false),
+    }
+}
+
+/// Hands a gradient on to a value.
+fn pass(
+    gradients: &mut [Option<Vec<f32>>],
+    v: Option<usize>,
+    gradient: Vec<f32>,
+    buffers: &mut Buffers,
+) {
+    let Some(v) = v else {
+        return buffers.give(gradient);
+    };
+    match &mut gradients[v] {
+        Some(sum) => {
+            sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g);
+            buffers.give(gradient);
+        }
+        empty => *empty = Some(gradient),
+    }
+}

@@ -1,0 +1,516 @@
+//! Training of a tiny network: runs that are killed, threads, hostile settings and data.
+
+use lacuna::Model;
+use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Weight, Weights};
+use lacuna_prune::train::{DataSettings, Gradual, SparsityCurve, TrainFiles, TrainSettings, train};
+use lacuna_prune::{AllocatorName, Error, Floor, Recipe};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const SIDE: usize = 9;
+const IMAGES: usize = 96;
+
+fn numbers(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 16) as f32 / 32_768.0 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Convolution, normalisation, a depthwise convolution, and a linear layer to three classes.
+fn network() -> Model {
+    let node = |name: &str, op: Op, inputs: &[&str]| Node {
+        name: name.into(),
+        op,
+        inputs: inputs.iter().map(|s| s.to_string()).collect(),
+        output: name.into(),
+    };
+    let conv = |stride, groups| Op::Conv {
+        strides: [stride; 2],
+        padding: Padding::Explicit([1; 4]),
+        dilations: [1; 2],
+        groups,
+    };
+    let gemm = Op::Gemm {
+        alpha: 1.0,
+        beta: 1.0,
+        trans_a: false,
+        trans_b: true,
+    };
+    let image = [3, SIDE, SIDE].map(Dim::Fixed);
+    let shape = std::iter::once(Dim::Symbol("N".into()))
+        .chain(image)
+        .collect();
+    let graph = Graph {
+        name: "tiny".into(),
+        inputs: vec![Input::f32("x", shape)],
+        outputs: vec!["fc".into()],
+        nodes: vec![
+            node("c1", conv(2, 1), &["x", "c1.w"]),
+            node(
+                "n1",
+                Op::BatchNormalization { epsilon: 1e-5 },
+                &["c1", "n1.s", "n1.b", "n1.m", "n1.v"],
+            ),
+            node("r1", Op::Relu, &["n1"]),
+            node("c2", conv(1, 12), &["r1", "c2.w"]),
+            node("r2", Op::HardSwish, &["c2"]),
+            node("pool", Op::GlobalAveragePool, &["r2"]),
+            node("flat", Op::Flatten { axis: 1 }, &["pool"]),
+            node("fc", gemm, &["flat", "fc.w", "fc.b"]),
+        ],
+    };
+    let mut weights = Weights::new();
+    for (i, (name, shape)) in [
+        ("c1.w", vec![12, 3, 3, 3]),
+        ("c2.w", vec![12, 1, 3, 3]),
+        ("fc.w", vec![3, 12]),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let values = numbers(shape.iter().product(), i as u32);
+        weights.insert(name.to_string(), Weight::from_f32(shape, &values));
+    }
+    for (name, value, len) in [
+        ("n1.s", 1.0, 12),
+        ("n1.b", 0.0, 12),
+        ("n1.m", 0.0, 12),
+        ("n1.v", 1.0, 12),
+        ("fc.b", 0.0, 3),
+    ] {
+        weights.insert(name.into(), Weight::from_f32(&[len], &vec![value; len]));
+    }
+    Model::new(graph, weights).unwrap()
+}
+
+/// Noise in which the strongest colour is the class.
+fn images(path: &Path, count: usize, label: impl Fn(usize) -> u8) {
+    let plane = SIDE * SIDE;
+    let noise = numbers(count * 3 * plane, 9);
+    let pixels: Vec<u8> = (noise.iter().enumerate())
+        .map(|(i, x)| {
+            (110.0
+                + 90.0 * x
+                + if i / plane % 3 == i / plane / 3 % 3 {
+                    40.0
+                } else {
+                    0.0
+                }) as u8
+        })
+        .collect();
+    let labels: Vec<u8> = (0..count).map(label).collect();
+    let view = |shape: Vec<usize>, data| TensorView::new(Dtype::U8, shape, data).unwrap();
+    let mut tensors = Vec::new();
+    for split in ["train", "test"] {
+        tensors.push((
+            format!("{split}_images"),
+            view(vec![count, 3, SIDE, SIDE], &pixels),
+        ));
+        tensors.push((format!("{split}_labels"), view(vec![count], &labels)));
+    }
+    std::fs::write(path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+}
+
+fn settings(data: &Path) -> TrainSettings {
+    TrainSettings {
+        epochs: 4,
+        batch: 20,
+        lr: 0.1,
+        data: DataSettings {
+            path: data.into(),
+            ..DataSettings::default()
+        },
+        ..TrainSettings::default()
+    }
+}
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let place = Place {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        images(&place.file("data.safetensors"), IMAGES, |i| (i % 3) as u8);
+        network().save(place.file("in.safetensors")).unwrap();
+        place
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, output: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_prune"));
+        command
+            .current_dir(self.dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command.args([
+            "global-mp",
+            "in.safetensors",
+            "--sparsity",
+            "0.6",
+            "--fine-tune",
+            "12",
+            "--data",
+            "data.safetensors",
+        ]);
+        command.args([
+            "--batch",
+            "4",
+            "--lr",
+            "0.05",
+            "--crop",
+            "1",
+            "--flip",
+            "--test-split",
+            "test",
+            "-o",
+            output,
+        ]);
+        command.args(more);
+        command
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.file(name)).unwrap()
+    }
+}
+
+fn well(output: Output) {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn a_run_that_is_killed_again_and_again_gives_the_same_bytes_on_any_number_of_threads() {
+    let place = Place::new();
+    let started = Instant::now();
+    well(
+        place
+            .command("whole.safetensors", &["--threads", "1"])
+            .output()
+            .unwrap(),
+    );
+    let whole = started.elapsed();
+    well(
+        place
+            .command(
+                "threads.safetensors",
+                &["--threads", "2", "--metrics", "m.jsonl"],
+            )
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(
+        place.bytes("whole.safetensors"),
+        place.bytes("threads.safetensors")
+    );
+    let rows = String::from_utf8(place.bytes("m.jsonl")).unwrap();
+    assert_eq!(rows.lines().count(), 12);
+
+    let checkpoint = place.file("killed.safetensors.checkpoint");
+    let mut kills = 0;
+    for round in 1..=200u32 {
+        let mut child = place
+            .command("killed.safetensors", &["--threads", "2"])
+            .spawn()
+            .unwrap();
+        // A little longer every time, so that kills fall into steps and into writes.
+        let until = Instant::now() + whole * round / 40 + Duration::from_millis(u64::from(round));
+        let status = loop {
+            match child.try_wait().unwrap() {
+                Some(status) => break Some(status),
+                None if Instant::now() >= until => break None,
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        if let Some(status) = status {
+            assert!(
+                status.success(),
+                "{}",
+                String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr)
+            );
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += usize::from(checkpoint.exists());
+    }
+    assert!(kills > 0, "no kill came after a checkpoint");
+    assert_eq!(
+        place.bytes("whole.safetensors"),
+        place.bytes("killed.safetensors")
+    );
+    assert!(!checkpoint.exists());
+}
+
+#[test]
+fn the_network_learns_and_the_mask_holds() {
+    let place = Place::new();
+    let data = place.file("data.safetensors");
+    for allocator in [
+        AllocatorName::GlobalMagnitude,
+        AllocatorName::Uniform,
+        AllocatorName::Erk,
+        AllocatorName::Lamp,
+    ] {
+        let recipe = Recipe {
+            floor: Some(Floor {
+                min_weights: Some(12),
+                ..Floor::default()
+            }),
+            ..Recipe::new(allocator, 0.5)
+        };
+        let mut settings = settings(&data);
+        settings.data.test = "test".into();
+        let trained = train(
+            &network(),
+            Some(&recipe),
+            &settings,
+            &TrainFiles::default(),
+            &mut |_| (),
+        )
+        .unwrap();
+        let plan = trained.plan.unwrap();
+        assert_eq!(plan.zeros_after, (324 + 108 + 36) / 2, "{allocator:?}");
+        for layer in &plan.layers {
+            let weight = &trained.model.weights()[&layer.weight];
+            assert_eq!(
+                weight.numel() - weight.count_nonzero(),
+                layer.zeros_after,
+                "{allocator:?}"
+            );
+            assert!(layer.size - layer.zeros_after >= 12, "{allocator:?}");
+        }
+        let last = trained.rows.last().unwrap();
+        assert!(
+            last.loss < trained.rows[0].loss,
+            "{allocator:?}: {:?}",
+            trained.rows
+        );
+        assert!(
+            last.test_accuracy.unwrap() > 0.6,
+            "{allocator:?}: {:?}",
+            trained.rows
+        );
+    }
+}
+
+#[test]
+fn gradual_pruning_reaches_the_sparsity_by_its_curve() {
+    let place = Place::new();
+    let gradual = Some(Gradual {
+        curve: SparsityCurve::Linear,
+        start: 0,
+        end: 2,
+    });
+    let settings = TrainSettings {
+        gradual,
+        ..settings(&place.file("data.safetensors"))
+    };
+    let recipe = Recipe::new(AllocatorName::GlobalMagnitude, 0.8);
+    let trained = train(
+        &network(),
+        Some(&recipe),
+        &settings,
+        &TrainFiles::default(),
+        &mut |_| (),
+    )
+    .unwrap();
+    let sparsities: Vec<Option<f64>> = trained.rows.iter().map(|r| r.sparsity).collect();
+    let of = |n: f64| Some((468.0 * n).floor() / 468.0);
+    assert_eq!(sparsities, [None, of(0.4), of(0.8), of(0.8)]);
+    assert_eq!(trained.plan.unwrap().zeros_after, 374);
+    // A sparse model keeps its zeros when it is trained again.
+    let sparse = trained.model;
+    assert!(sparse.weights()["c1.w"].is_sparse());
+    let again = train(
+        &sparse,
+        None,
+        &TrainSettings {
+            gradual: None,
+            ..settings
+        },
+        &TrainFiles::default(),
+        &mut |_| (),
+    );
+    let zeros = |m: &Model| m.weights()["c1.w"].numel() - m.weights()["c1.w"].count_nonzero();
+    assert_eq!(zeros(&again.unwrap().model), zeros(&sparse));
+}
+
+#[test]
+fn a_loss_that_is_no_number_names_its_epoch_and_step() {
+    let place = Place::new();
+    let settings = TrainSettings {
+        lr: 1e30,
+        ..settings(&place.file("data.safetensors"))
+    };
+    let e = train(
+        &network(),
+        None,
+        &settings,
+        &TrainFiles::default(),
+        &mut |_| (),
+    )
+    .unwrap_err();
+    assert!(
+        matches!(
+            e,
+            Error::Diverged {
+                epoch: 1,
+                step: 2 | 3,
+                ..
+            }
+        ),
+        "{e}"
+    );
+}
+
+#[test]
+fn data_that_does_not_fit_is_refused() {
+    let place = Place::new();
+    let refused = |model: &Model, count: usize, label: u8, what: &[&str]| {
+        let path = place.file("bad.safetensors");
+        images(&path, count, |_| label);
+        let e = train(
+            model,
+            None,
+            &settings(&path),
+            &TrainFiles::default(),
+            &mut |_| (),
+        )
+        .unwrap_err()
+        .to_string();
+        assert!(what.iter().all(|w| e.contains(w)), "{e}");
+    };
+    refused(&network(), 0, 0, &["nothing to train on"]);
+    refused(&network(), 8, 3, &["label 3", "3 classes"]);
+    let mut graph = network().graph().clone();
+    graph.inputs[0].shape[2] = Dim::Fixed(16);
+    let larger = Model::new(graph, network().weights().clone()).unwrap();
+    refused(&larger, 8, 0, &["9x9", "--size"]);
+    let e = train(
+        &network(),
+        None,
+        &settings(&place.file("none")),
+        &TrainFiles::default(),
+        &mut |_| (),
+    );
+    assert!(e.unwrap_err().to_string().contains("no such file"));
+}
+
+#[test]
+fn a_checkpoint_of_another_run_or_of_garbage_is_refused() {
+    let place = Place::new();
+    let files = TrainFiles {
+        checkpoint: Some(place.file("c")),
+        metrics: None,
+    };
+    let settings = settings(&place.file("data.safetensors"));
+    let run = |settings: &TrainSettings| train(&network(), None, settings, &files, &mut |_| ());
+    run(&settings).unwrap();
+    let e = run(&TrainSettings {
+        lr: 0.2,
+        ..settings.clone()
+    })
+    .unwrap_err()
+    .to_string();
+    assert!(e.contains("another model, recipe or setting"), "{e}");
+    let whole = place.bytes("c");
+    for cut in [0, 7, 100, whole.len() - 1] {
+        std::fs::write(place.file("c"), &whole[..cut]).unwrap();
+        let e = run(&settings).unwrap_err().to_string();
+        assert!(e.contains("no checkpoint of this run"), "{e}");
+    }
+}
+
+/// A limit on the size of files stands for the full disk.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_keeps_the_last_checkpoint() {
+    let place = Place::new();
+    let data = place.file("data.safetensors");
+    let files = TrainFiles {
+        checkpoint: Some(place.file("out.safetensors.checkpoint")),
+        metrics: None,
+    };
+    train(&network(), None, &settings(&data), &files, &mut |_| ()).unwrap();
+    let old = place.bytes("out.safetensors.checkpoint");
+    // Shorter than a checkpoint; the signal is ignored, so that the write itself fails.
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 4; exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_prune"),
+        ])
+        .args([
+            "train",
+            "in.safetensors",
+            "--data",
+            "data.safetensors",
+            "--epochs",
+            "1",
+            "-o",
+            "other.safetensors",
+        ])
+        .current_dir(place.dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success()
+            && said.contains("other.safetensors.checkpoint")
+            && said.contains("cannot write"),
+        "{said}"
+    );
+    assert!(!place.file("other.safetensors.checkpoint").exists());
+    assert_eq!(place.bytes("out.safetensors.checkpoint"), old);
+    let left = std::fs::read_dir(place.dir.path()).unwrap().count();
+    assert_eq!(left, 3, "the failed write left something behind");
+}
+
+#[test]
+fn language_models_and_other_inputs_are_refused_with_a_reason() {
+    let graph = Graph {
+        name: "mean".into(),
+        inputs: vec![Input::f32(
+            "x",
+            vec![Dim::Symbol("N".into()), Dim::Fixed(4), Dim::Fixed(4)],
+        )],
+        outputs: vec!["y".into()],
+        nodes: vec![Node {
+            name: "norm".into(),
+            op: Op::RMSNormalization { epsilon: 1e-5 },
+            inputs: vec!["x".into(), "w".into()],
+            output: "y".into(),
+        }],
+    };
+    let weights = Weights::from([("w".to_string(), Weight::from_f32(&[4], &[1.0; 4]))]);
+    let model = Model::new(graph, weights).unwrap();
+    let place = Place::new();
+    let e = train(
+        &model,
+        None,
+        &settings(&place.file("data.safetensors")),
+        &TrainFiles::default(),
+        &mut |_| (),
+    );
+    let e = e.unwrap_err().to_string();
+    assert!(
+        e.contains("`norm` (RMSNormalization)") && e.contains("language models"),
+        "{e}"
+    );
+}
