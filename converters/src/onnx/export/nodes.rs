@@ -214,9 +214,10 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
         Op::RotaryEmbedding { .. }
         | Op::PositionEmbedding
         | Op::Attention { .. }
-        | Op::MaskedMean => {
+        | Op::MaskedMean
+        | Op::FastGRNN => {
             return Err(
-                "has no form in ONNX here: language models keep keys, values and positions from run to run; \
+                "has no form in ONNX here: language models and recurrent cells keep a state from run to run; \
                  export their weights with --dense"
                     .into(),
             );
