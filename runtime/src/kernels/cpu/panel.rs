@@ -34,7 +34,11 @@ pub(super) struct Tile<'a> {
 
 impl Tile<'_> {
     #[inline(always)]
-    unsafe fn start<S: Simd, const Q: usize>(&self, row: usize, column: usize) -> [S::V; Q] {
+    pub(super) unsafe fn start<S: Simd, const Q: usize>(
+        &self,
+        row: usize,
+        column: usize,
+    ) -> [S::V; Q] {
         // SAFETY: `partial` holds every row of the matrix.
         unsafe {
             if self.first {
@@ -53,7 +57,7 @@ impl Tile<'_> {
 
     /// `vectors` is the number of vectors of the whole tile: the last one is masked.
     #[inline(always)]
-    unsafe fn finish<S: Simd, const Q: usize>(
+    pub(super) unsafe fn finish<S: Simd, const Q: usize>(
         &self,
         row: usize,
         column: usize,

@@ -9,6 +9,7 @@ mod strided;
 
 use super::Io;
 use super::by_row;
+use super::pairs::pair_rows;
 use super::panel::{Tile, dense_rows, stream_rows};
 use super::simd::{LANES, Simd, first};
 use super::weights::{PanelWeights, ROW_GROUP};
@@ -223,29 +224,32 @@ impl Conv {
                 tile.first = c == 0;
                 tile.last = c + 1 == chunks;
                 for block in blocks.clone() {
+                    macro_rules! by_vectors {
+                        ($rows:ident, $weights:ident) => {
+                            match vectors {
+                                1 => $rows::<S, 1>($weights, block, c, &tile),
+                                2 => $rows::<S, 2>($weights, block, c, &tile),
+                                3 => $rows::<S, 3>($weights, block, c, &tile),
+                                4 => $rows::<S, 4>($weights, block, c, &tile),
+                                5 => $rows::<S, 5>($weights, block, c, &tile),
+                                6 => $rows::<S, 6>($weights, block, c, &tile),
+                                7 => $rows::<S, 7>($weights, block, c, &tile),
+                                _ => $rows::<S, 8>($weights, block, c, &tile),
+                            }
+                        };
+                    }
                     match weights {
                         PanelWeights::Dense(w) if w.group == ROW_GROUP => {
                             by_row::rows::<S>(w, block, c, count, &tile)
                         }
                         PanelWeights::Dense(w) => dense_rows::<S>(w, block, c, vectors, &tile),
-                        PanelWeights::Stream(w) => match vectors {
-                            1 => stream_rows::<S, 1>(w, block, c, &tile),
-                            2 => stream_rows::<S, 2>(w, block, c, &tile),
-                            3 => stream_rows::<S, 3>(w, block, c, &tile),
-                            4 => stream_rows::<S, 4>(w, block, c, &tile),
-                            5 => stream_rows::<S, 5>(w, block, c, &tile),
-                            6 => stream_rows::<S, 6>(w, block, c, &tile),
-                            7 => stream_rows::<S, 7>(w, block, c, &tile),
-                            _ => stream_rows::<S, 8>(w, block, c, &tile),
-                        },
+                        PanelWeights::Stream(w) => by_vectors!(stream_rows, w),
+                        PanelWeights::Pairs(w) => by_vectors!(pair_rows, w),
                     }
                 }
             }
             if matrix {
-                let per_block = match weights {
-                    PanelWeights::Dense(w) => w.group,
-                    PanelWeights::Stream(_) => super::weights::BLOCK_ROWS,
-                };
+                let per_block = weights.block_rows();
                 let rows_done = blocks.start * per_block..(blocks.end * per_block).min(rows);
                 let (low, high) = (S::splat(self.clamp.0), S::splat(self.clamp.1));
                 for n in (0..count).step_by(LANES) {
