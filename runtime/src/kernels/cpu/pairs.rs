@@ -5,7 +5,7 @@
 //! and neither looks at masks. What one row has more alone counts as shared, with a zero for the other row.
 
 use super::packed::Values;
-use super::panel::Tile;
+use super::panel::{Tile, step};
 use super::simd::{LANES, Simd};
 use super::weights::{BLOCK_ROWS, MatrixRows, even_chunk};
 use rayon::prelude::*;
@@ -316,75 +316,57 @@ unsafe fn pairs<S: Simd, const Q: usize, const SETS: usize, const N: usize>(
             }
             let [first, second] = pair.rows.map(|r| r as usize);
             let paired = pair.rows[1] != NONE;
-            let mut sums = [[[S::splat(0.0); Q]; 2]; SETS];
-            sums[0][0] = tile.start::<S, Q>(first, 0);
-            if paired {
-                sums[0][1] = tile.start::<S, Q>(second, 0);
-            }
+            let mut a = [[S::splat(0.0); Q]; SETS];
+            let mut b = [[S::splat(0.0); Q]; SETS];
+            a[0] = tile.start::<S, Q>(first, 0);
+            // Alone, a row is its own partner, whose weights are zeros.
+            b[0] = tile.start::<S, Q>(if paired { second } else { first }, 0);
             for _ in 0..pair.both as usize / N {
-                let at = read::<N>(offset);
+                // One load for up to four offsets.
+                let at = match N {
+                    4 => u64::from_le(offset.cast::<u64>().read_unaligned()),
+                    _ => u64::from(u32::from_le(offset.cast::<u32>().read_unaligned())),
+                };
                 for j in 0..N {
-                    both::<S, Q>(panel.add(at[j]), value.add(2 * j), &mut sums[j % SETS]);
+                    let x = panel.add((at >> (16 * j)) as u16 as usize);
+                    let set = j % SETS;
+                    both::<S, Q>(x, value.add(2 * j), &mut a[set], &mut b[set]);
                 }
-                (offset, value) = (offset.add(N), value.add(2 * N));
                 if Q <= 4 {
                     S::prefetch(value.wrapping_add(512).cast());
                     S::prefetch(offset.wrapping_add(512).cast());
                 }
+                (offset, value) = (offset.add(N), value.add(2 * N));
             }
             for _ in 0..pair.both as usize % N {
-                both::<S, Q>(panel.add(*offset as usize), value, &mut sums[0]);
+                both::<S, Q>(panel.add(*offset as usize), value, &mut a[0], &mut b[0]);
                 (offset, value) = (offset.add(1), value.add(2));
             }
             for _ in 0..pair.apart as usize / 2 {
-                let at = read::<4>(offset);
-                for j in 0..4 {
-                    alone::<S, Q>(
-                        panel.add(at[j]),
-                        *value.add(j),
-                        &mut sums[j / 2 % SETS][j % 2],
-                    );
+                let at = u64::from_le(offset.cast::<u64>().read_unaligned());
+                for j in 0..2 {
+                    let (x, y) = ((at >> (32 * j)) as u16, (at >> (32 * j + 16)) as u16);
+                    let (x, y) = (panel.add(x as usize), panel.add(y as usize));
+                    step::<S, Q>(x, *value.add(2 * j), &mut a[j % SETS]);
+                    step::<S, Q>(y, *value.add(2 * j + 1), &mut b[j % SETS]);
                 }
-                (offset, value) = (offset.add(4), value.add(4));
                 if Q <= 4 {
                     S::prefetch(value.wrapping_add(512).cast());
                     S::prefetch(offset.wrapping_add(512).cast());
                 }
+                (offset, value) = (offset.add(4), value.add(4));
             }
             if pair.apart % 2 == 1 {
-                for j in 0..2 {
-                    let at = *offset.add(j) as usize;
-                    alone::<S, Q>(panel.add(at), *value.add(j), &mut sums[0][j]);
-                }
+                let (x, y) = (*offset as usize, *offset.add(1) as usize);
+                step::<S, Q>(panel.add(x), *value, &mut a[0]);
+                step::<S, Q>(panel.add(y), *value.add(1), &mut b[0]);
                 (offset, value) = (offset.add(2), value.add(2));
             }
-            let mut total = sums[0];
-            for set in &sums[1..] {
-                for (sums, set) in total.iter_mut().zip(set) {
-                    for (sum, set) in sums.iter_mut().zip(set) {
-                        *sum = S::add(*sum, *set);
-                    }
-                }
-            }
-            let [a, b] = total;
-            tile.finish::<S, Q>(first, 0, Q, a);
+            tile.finish::<S, Q>(first, 0, Q, total::<S, Q, SETS>(a));
             if paired {
-                tile.finish::<S, Q>(second, 0, Q, b);
+                tile.finish::<S, Q>(second, 0, Q, total::<S, Q, SETS>(b));
             }
         }
-    }
-}
-
-/// `N` offsets, up to four by one load.
-#[inline(always)]
-unsafe fn read<const N: usize>(offsets: *const u16) -> [usize; N] {
-    // SAFETY: the caller gives `N` offsets.
-    unsafe {
-        let all = match N {
-            4 => u64::from_le(offsets.cast::<u64>().read_unaligned()),
-            _ => u64::from(u32::from_le(offsets.cast::<u32>().read_unaligned())),
-        };
-        std::array::from_fn(|i| (all >> (16 * i)) as u16 as usize)
     }
 }
 
@@ -392,26 +374,28 @@ unsafe fn read<const N: usize>(offsets: *const u16) -> [usize; N] {
 unsafe fn both<S: Simd, const Q: usize>(
     panel: *const f32,
     values: *const f32,
-    sums: &mut [[S::V; Q]; 2],
+    a: &mut [S::V; Q],
+    b: &mut [S::V; Q],
 ) {
     // SAFETY: `panel` is a row of the panel; there are two values.
     unsafe {
         let (v, w) = (S::splat(*values), S::splat(*values.add(1)));
         for q in 0..Q {
             let x = S::load(panel.add(q * LANES));
-            sums[0][q] = S::fma(v, x, sums[0][q]);
-            sums[1][q] = S::fma(w, x, sums[1][q]);
+            a[q] = S::fma(v, x, a[q]);
+            b[q] = S::fma(w, x, b[q]);
         }
     }
 }
 
 #[inline(always)]
-unsafe fn alone<S: Simd, const Q: usize>(panel: *const f32, value: f32, sums: &mut [S::V; Q]) {
-    // SAFETY: `panel` is a row of the panel.
-    unsafe {
-        let w = S::splat(value);
-        for (q, sum) in sums.iter_mut().enumerate() {
-            *sum = S::fma(w, S::load(panel.add(q * LANES)), *sum);
+unsafe fn total<S: Simd, const Q: usize, const SETS: usize>(sets: [[S::V; Q]; SETS]) -> [S::V; Q] {
+    let mut total = sets[0];
+    for set in &sets[1..] {
+        for (sum, set) in total.iter_mut().zip(set) {
+            // SAFETY: the caller's promise.
+            *sum = unsafe { S::add(*sum, *set) };
         }
     }
+    total
 }

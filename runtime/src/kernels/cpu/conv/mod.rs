@@ -9,10 +9,10 @@ mod strided;
 
 use super::Io;
 use super::by_row;
-use super::pairs::pair_rows;
+use super::pairs::{PairStream, pair_rows};
 use super::panel::{Tile, dense_rows, stream_rows};
-use super::simd::{LANES, Simd, first};
-use super::weights::{PanelWeights, ROW_GROUP};
+use super::simd::{LANES, Simd, Task, first};
+use super::weights::{IndexStream, PanelWeights, ROW_GROUP};
 use flat::Flat;
 use std::sync::Arc;
 use strided::Strided;
@@ -225,16 +225,16 @@ impl Conv {
                 tile.last = c + 1 == chunks;
                 for block in blocks.clone() {
                     macro_rules! by_vectors {
-                        ($rows:ident, $weights:ident) => {
+                        ($weights:ident) => {
                             match vectors {
-                                1 => $rows::<S, 1>($weights, block, c, &tile),
-                                2 => $rows::<S, 2>($weights, block, c, &tile),
-                                3 => $rows::<S, 3>($weights, block, c, &tile),
-                                4 => $rows::<S, 4>($weights, block, c, &tile),
-                                5 => $rows::<S, 5>($weights, block, c, &tile),
-                                6 => $rows::<S, 6>($weights, block, c, &tile),
-                                7 => $rows::<S, 7>($weights, block, c, &tile),
-                                _ => $rows::<S, 8>($weights, block, c, &tile),
+                                1 => S::call(Part::<_, 1>($weights, block, c, &tile)),
+                                2 => S::call(Part::<_, 2>($weights, block, c, &tile)),
+                                3 => S::call(Part::<_, 3>($weights, block, c, &tile)),
+                                4 => S::call(Part::<_, 4>($weights, block, c, &tile)),
+                                5 => S::call(Part::<_, 5>($weights, block, c, &tile)),
+                                6 => S::call(Part::<_, 6>($weights, block, c, &tile)),
+                                7 => S::call(Part::<_, 7>($weights, block, c, &tile)),
+                                _ => S::call(Part::<_, 8>($weights, block, c, &tile)),
                             }
                         };
                     }
@@ -243,8 +243,8 @@ impl Conv {
                             by_row::rows::<S>(w, block, c, count, &tile)
                         }
                         PanelWeights::Dense(w) => dense_rows::<S>(w, block, c, vectors, &tile),
-                        PanelWeights::Stream(w) => by_vectors!(stream_rows, w),
-                        PanelWeights::Pairs(w) => by_vectors!(pair_rows, w),
+                        PanelWeights::Stream(w) => by_vectors!(w),
+                        PanelWeights::Pairs(w) => by_vectors!(w),
                     }
                 }
             }
@@ -272,6 +272,25 @@ impl Conv {
                 }
             }
         }
+    }
+}
+
+/// A block and a chunk of weights, on a tile of `Q` vectors.
+struct Part<'t, W, const Q: usize>(&'t W, usize, usize, &'t Tile<'t>);
+
+impl<const Q: usize> Task for Part<'_, IndexStream, Q> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { stream_rows::<S, Q>(self.0, self.1, self.2, self.3) }
+    }
+}
+
+impl<const Q: usize> Task for Part<'_, PairStream, Q> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { pair_rows::<S, Q>(self.0, self.1, self.2, self.3) }
     }
 }
 
