@@ -15,6 +15,13 @@ import re
 import numpy as np
 
 
+def shared_loads(density, chunk):
+    """As `loads` in choose.rs."""
+    chance = density**2
+    shared = chance + math.sqrt(chance * (1 - chance) / chunk)
+    return 1 - min(shared / density / 2, 0.5)
+
+
 def layers(paths, l1):
     for path in paths:
         for layer in json.loads(open(path).read().splitlines()[-1])["audit"]["layers"]:
@@ -27,15 +34,17 @@ def layers(paths, l1):
             forms = []
             for form in layer["forms"]:
                 if form["form"] == "dense-panel":
-                    features = [0, 0, 0, 0, 0, vectors * o * cols]
+                    features = [0] * 7 + [vectors * o * cols]
                 elif form["form"] == "dense-by-row":
-                    features = [0, 0, 0, 0, 0, math.ceil(o / 32) * 32 * columns * (cols / 16.8 + 0.8)]
+                    features = [0] * 7 + [math.ceil(o / 32) * 32 * columns * (cols / 16.8 + 0.8)]
                 else:
-                    width, chunk = map(int, re.fullmatch(r"stream-panel-(\d+)x(\d+)", form["form"]).groups())
+                    width, chunk = map(int, re.fullmatch(r"(?:stream|pair)-panel-(\d+)x(\d+)", form["form"]).groups())
                     chunks, tiles = math.ceil(cols / chunk), math.ceil(columns / width)
                     far = min(cols, chunk) * width * 4 > l1
-                    features = [vectors * nonzeros, vectors * nonzeros * far, tiles * nonzeros,
-                                vectors * o * chunks, tiles * o * chunks, 0]
+                    pairs, rows = form["form"].startswith("pair"), tiles * o * chunks
+                    loads = nonzeros * (shared_loads(layer["density"], min(cols, chunk)) if pairs else 1)
+                    features = [vectors * nonzeros, vectors * loads, vectors * loads * far, tiles * nonzeros,
+                                vectors * o * chunks, rows * (not pairs), rows * pairs, 0]
                 forms.append((features, form["ms"], form["form"]))
             if len(forms) > 1:
                 yield path, layer["node"], layer["density"], forms
@@ -67,7 +76,8 @@ def main():
         step /= step[-1]
         if (v := loss(step)) < value:
             best, value = step, v
-    names = ["a load and an FMA", "more from beyond L1", "the weight, by tile", "sums, by vector", "a row, by tile", "dense"]
+    names = ["an FMA", "a load", "more from beyond L1", "the weight, by tile", "sums, by vector", "a row, by tile",
+             "a row of a pair, by tile", "dense"]
     for name, constant in zip(names, best):
         print(f"{name:24s} {constant:8.3f}")
     b = behind(best)

@@ -193,7 +193,12 @@ fn packed_weights_are_kept_mapped_and_made_anew_when_damaged() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().join("made/when/missing");
     let expected = run(&mut session(SessionOptions::default()).unwrap());
-    for form in ["dense-panel", "dense-by-row", "stream-panel-64x20"] {
+    for form in [
+        "dense-panel",
+        "dense-by-row",
+        "stream-panel-64x20",
+        "pair-panel-32x20",
+    ] {
         let forms = Forms::from([("conv.weight".into(), vec![form.parse().unwrap()])]);
         let mut first = cached(&folder, &forms);
         assert_eq!(

@@ -62,22 +62,34 @@ impl Layer {
 
     /// Streams over wide and narrow panels, which fit the first-level cache or are three times as long.
     fn streams(&self) -> Vec<Variant> {
-        let wide = stream_width(self.columns, self.wide);
         let mut list: Vec<Variant> = Vec::new();
-        for width in [wide, (wide / 2).next_multiple_of(16)] {
-            let rows = chunk_rows(self.l1_bytes, width);
-            for chunk in [rows, 3 * rows] {
-                let variant = Variant::stream(width, chunk.min(largest_chunk(width)));
-                let same = |v: &Variant| {
-                    let parts = |v: &Variant| self.cols.div_ceil(v.chunk.max(1));
-                    v.width == variant.width && parts(v) == parts(&variant)
-                };
-                if !list.iter().any(same) {
-                    list.push(variant);
+        for form in [Form::StreamPanel, Form::PairPanel] {
+            let wide = stream_width(self.columns, self.widest(form));
+            for width in [wide, (wide / 2).next_multiple_of(16)] {
+                let rows = chunk_rows(self.l1_bytes, width);
+                for chunk in [rows, 3 * rows] {
+                    let chunk = chunk.min(largest_chunk(width));
+                    let variant = Variant { form, width, chunk };
+                    let same = |v: &Variant| {
+                        let parts = |v: &Variant| self.cols.div_ceil(v.chunk.max(1));
+                        v.form == form && v.width == width && parts(v) == parts(&variant)
+                    };
+                    if !list.iter().any(same) {
+                        list.push(variant);
+                    }
                 }
             }
         }
         list
+    }
+
+    /// The most columns of a stream's panels whose sums fit the registers.
+    fn widest(&self, form: Form) -> usize {
+        match (self.wide, form) {
+            (true, _) => 128,
+            (false, Form::PairPanel) => 32,
+            (false, _) => 64,
+        }
     }
 }
 
@@ -133,7 +145,7 @@ pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Candidate> {
     forms.extend(layer.streams().into_iter().map(|v| (v, copy)));
     let full = layer.nonzeros == layer.rows * layer.cols;
     let kept = |form: Form| match form {
-        Form::StreamPanel => !full && !dense_only,
+        form if form.is_stream() => !full && !dense_only,
         // A weight without zeros may be held as a bitmask all the same.
         form if !form.is_dense() => !dense_only && (!full || only.is_some()),
         _ => true,
@@ -154,15 +166,14 @@ pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Candidate> {
 /// Whether a form can execute the layer, be it listed or not.
 pub fn is_legal(layer: &Layer, listed: &[Candidate], variant: Variant) -> bool {
     let stream = |v: Variant| {
-        let widest = if layer.wide { 128 } else { 64 };
         v.width >= 16
-            && v.width <= widest
+            && v.width <= layer.widest(v.form)
             && v.width.is_multiple_of(16)
             && (1..=largest_chunk(v.width)).contains(&v.chunk)
     };
     match variant.form {
-        Form::StreamPanel => {
-            listed.iter().any(|c| c.variant.form == Form::StreamPanel) && stream(variant)
+        form if form.is_stream() => {
+            listed.iter().any(|c| c.variant.form == form) && stream(variant)
         }
         _ => listed.iter().any(|c| c.variant == variant),
     }
@@ -197,7 +208,7 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
         }
         // For each non-zero a load and an FMA by vector, dearer from beyond the first-level cache, and its
         // own loads by tile; for each row of each chunk the sums, and the start and end of a loop.
-        Form::StreamPanel => {
+        Form::StreamPanel | Form::PairPanel => {
             let width = variant.width.max(1);
             let sums = rows * layer.cols.div_ceil(variant.chunk.max(1)) as f64;
             let panel = layer.cols.min(variant.chunk) * width * 4;
@@ -205,7 +216,11 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
             let tiles = layer.columns.div_ceil(width);
             // Narrow tiles do other work meanwhile.
             let own = (1.26 + 0.32 * width as f64 / 16.0).min(1.9);
-            vectors * (load * nonzeros + 2.95 * sums)
+            let loads = match variant.form {
+                Form::PairPanel => self::loads(layer.density(), layer.cols.min(variant.chunk)),
+                _ => 1.0,
+            };
+            vectors * (load * (0.4 + 0.6 * loads) * nonzeros + 2.95 * sums)
                 + tiles as f64 * (own * nonzeros + 28.0 * sums)
                 + traffic(6.0 * nonzeros, tiles)
         }
@@ -246,6 +261,14 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
                 + traffic(rows * cols / 8.0 + element * nonzeros, passes)
         }
     }
+}
+
+/// Loads of a panel for each non-zero where rows are paired in chunks of `chunk` columns.
+fn loads(density: f64, chunk: usize) -> f64 {
+    // Chance gives the square; the best of many partners has a deviation more.
+    let chance = density * density;
+    let shared = chance + (chance * (1.0 - chance) / chunk.max(1) as f64).sqrt();
+    1.0 - (shared / density.max(1e-9) / 2.0).min(0.5)
 }
 
 /// The form that was taken, and by whom.
@@ -347,7 +370,7 @@ mod tests {
         assert_eq!(best(&layer(1, 0.5, kept), false), Form::LookupRows);
         assert_eq!(best(&layer(1, 0.95, kept), false), Form::DenseOutputs);
         assert_eq!(best(&layer(256, 1.0, kept), true), Form::DenseOutputs);
-        assert_eq!(best(&layer(256, 0.1, kept), false), Form::StreamPanel);
+        assert_eq!(best(&layer(256, 0.1, kept), false), Form::PairPanel);
     }
 
     #[test]

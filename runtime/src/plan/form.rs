@@ -15,6 +15,8 @@ pub enum Form {
     DenseByRow,
     /// The non-zeros, as index streams over an activation panel.
     StreamPanel,
+    /// The same, two rows at a time: what both have is loaded once.
+    PairPanel,
     /// Every element of a linear layer, in vectors of outputs: activations are read as they lie.
     DenseOutputs,
     /// The non-zeros of sixteen rows at a time, each lane's input looked up in a window.
@@ -31,10 +33,11 @@ pub enum Form {
 
 impl Form {
     /// Every form.
-    pub const ALL: [Form; 9] = [
+    pub const ALL: [Form; 10] = [
         Form::DensePanel,
         Form::DenseByRow,
         Form::StreamPanel,
+        Form::PairPanel,
         Form::DenseOutputs,
         Form::LookupRows,
         Form::DenseRows,
@@ -49,6 +52,7 @@ impl Form {
             Form::DensePanel => "dense-panel",
             Form::DenseByRow => "dense-by-row",
             Form::StreamPanel => "stream-panel",
+            Form::PairPanel => "pair-panel",
             Form::DenseOutputs => "dense-outputs",
             Form::LookupRows => "lookup-rows",
             Form::DenseRows => "dense-rows",
@@ -63,6 +67,7 @@ impl Form {
         match self {
             form if form.is_dense() => "dense",
             Form::StreamPanel => "stream",
+            Form::PairPanel => "pairs",
             Form::LookupRows => "lookup",
             _ => "bitmask",
         }
@@ -78,9 +83,15 @@ impl Form {
             Form::DenseRows => "dense",
             Form::DenseChunk => "dense, from the file",
             Form::StreamPanel => "a stream of non-zeros",
+            Form::PairPanel => "a stream of non-zeros, rows in pairs",
             Form::BitmaskRows => "the bitmask",
             Form::BitmaskChunk => "the bitmask, expanded",
         }
+    }
+
+    /// Whether it is an index stream, whose activation panels may have several sizes.
+    pub const fn is_stream(self) -> bool {
+        matches!(self, Form::StreamPanel | Form::PairPanel)
     }
 
     /// Whether it multiplies every element, zeros included, and stores them.
@@ -135,12 +146,21 @@ impl Variant {
             chunk,
         }
     }
+
+    /// The same with rows in pairs.
+    pub const fn pairs(width: usize, chunk: usize) -> Variant {
+        Variant {
+            form: Form::PairPanel,
+            width,
+            chunk,
+        }
+    }
 }
 
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.form {
-            Form::StreamPanel => f.pad(&format!("{}-{}x{}", self.form, self.width, self.chunk)),
+            form if form.is_stream() => f.pad(&format!("{form}-{}x{}", self.width, self.chunk)),
             form => form.fmt(f),
         }
     }
@@ -158,9 +178,11 @@ impl FromStr for Variant {
                 known.join(", ")
             )
         };
-        let Some(sizes) = text.strip_prefix("stream-panel-") else {
+        let streams = Form::ALL.into_iter().filter(|f| f.is_stream());
+        let sizes = |f: Form| Some((f, text.strip_prefix(f.id())?.strip_prefix('-')?));
+        let Some((form, sizes)) = streams.filter_map(|f| sizes(f)).next() else {
             let form = Form::ALL.into_iter().find(|f| f.id() == text);
-            let form = form.filter(|f| *f != Form::StreamPanel);
+            let form = form.filter(|f| !f.is_stream());
             return form.map(Variant::plain).ok_or_else(refuse);
         };
         let number = |s: &str| s.parse::<u16>().ok().map(usize::from);
@@ -168,7 +190,7 @@ impl FromStr for Variant {
             .split_once('x')
             .and_then(|(w, c)| Some((number(w)?, number(c)?)))
             .ok_or_else(refuse)?;
-        Ok(Variant::stream(width, chunk))
+        Ok(Variant { form, width, chunk })
     }
 }
 
@@ -216,14 +238,16 @@ mod tests {
 
     #[test]
     fn names_are_read_as_they_are_written() {
-        let plain = Form::ALL.into_iter().filter(|f| *f != Form::StreamPanel);
-        for variant in plain.map(Variant::plain).chain([Variant::stream(112, 85)]) {
+        let plain = Form::ALL.into_iter().filter(|f| !f.is_stream());
+        let streams = [Variant::stream(112, 85), Variant::pairs(64, 200)];
+        for variant in plain.map(Variant::plain).chain(streams) {
             assert_eq!(variant.to_string().parse::<Variant>(), Ok(variant));
         }
         for bad in [
             "",
             "dense",
             "stream-panel",
+            "pair-panel-64",
             "stream-panel-64",
             "stream-panel-64x",
             "stream-panel-64x-1",

@@ -1,7 +1,8 @@
 //! Packed weights kept between runs of a program, in a directory that the app names.
 
 use crate::kernels::cpu::conv::PanelSet;
-use crate::kernels::cpu::packed::{Expected, Hash, read, write};
+use crate::kernels::cpu::hash::Hash;
+use crate::kernels::cpu::packed::{Expected, read, write};
 use crate::model::file::{Output, map, replace};
 use std::fmt;
 use std::path::{Path, PathBuf};

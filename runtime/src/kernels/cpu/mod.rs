@@ -9,6 +9,7 @@ pub mod conv;
 pub mod elementwise;
 pub mod gather;
 pub mod generic;
+pub mod hash;
 mod isa;
 pub mod linear;
 pub mod lookup;
@@ -18,6 +19,7 @@ pub mod outputs;
 pub mod packed;
 #[cfg(test)]
 mod packed_battery;
+pub mod pairs;
 mod panel;
 pub mod position;
 pub mod product;

@@ -2,12 +2,13 @@
 //! not describe sound weights are an error, never a read out of bounds.
 
 use super::conv::PanelSet;
+use super::pairs::{NONE, Pair, PairStream, Start};
 use super::room::Plain;
 use super::weights::{BLOCK_ROWS, DensePanels, IndexStream, PanelWeights, even_chunk};
 use crate::model::Bytes;
 use std::io::{self, Write};
 use std::marker::PhantomData;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 /// Numbers of packed weights: made here, or in a mapped file.
 #[derive(Debug)]
@@ -52,60 +53,6 @@ impl<T: Plain> Deref for Values<T> {
 /// What numbers are a multiple of in the file.
 const ALIGN: usize = 64;
 
-/// A hash of 128 bits that reads some bytes a cycle: multiplications of 64 by 64 bits, folded. It tells
-/// weights apart and finds damage; it does not withstand someone who looks for a collision.
-pub struct Hash {
-    lanes: [u64; 4],
-    len: u64,
-}
-
-const PRIMES: [u64; 4] = [
-    0x9e37_79b9_7f4a_7c15,
-    0xc2b2_ae3d_27d4_eb4f,
-    0x1656_67b1_9e37_79f9,
-    0xd6e8_feb8_6659_fd93,
-];
-
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    product as u64 ^ (product >> 64) as u64
-}
-
-impl Default for Hash {
-    fn default() -> Hash {
-        Hash {
-            lanes: PRIMES,
-            len: 0,
-        }
-    }
-}
-
-impl Hash {
-    /// Takes in bytes, and where they end.
-    pub fn write(&mut self, bytes: &[u8]) {
-        let (blocks, tail) = bytes.as_chunks::<32>();
-        let mut last = [0; 32];
-        last[..tail.len()].copy_from_slice(tail);
-        for block in blocks.iter().chain((!tail.is_empty()).then_some(&last)) {
-            let (words, _) = block.as_chunks::<8>();
-            for ((lane, word), prime) in self.lanes.iter_mut().zip(words).zip(PRIMES) {
-                // The lane stays in the sum: a product of 0 would forget what came before.
-                *lane = fold(*lane ^ u64::from_le_bytes(*word), prime).wrapping_add(*lane);
-            }
-        }
-        self.len = fold(self.len ^ bytes.len() as u64, PRIMES[3]).wrapping_add(1);
-    }
-
-    /// The hash of everything so far.
-    pub fn finish(&self) -> u128 {
-        let [a, b, c, d] = self.lanes;
-        let mix = |x: u64, y: u64| fold(x ^ self.len ^ PRIMES[0], y ^ PRIMES[1]);
-        let high = mix(mix(a, b), c ^ d.rotate_left(32));
-        let low = mix(mix(c, d), a ^ b.rotate_left(17));
-        u128::from(high) << 64 | u128::from(low)
-    }
-}
-
 /// Writes `set` behind `at` bytes of a file, numbers aligned.
 pub fn write(set: &PanelSet, at: usize, out: &mut dyn Write) -> io::Result<()> {
     let mut out = Counted { out, at };
@@ -132,6 +79,19 @@ pub fn write(set: &PanelSet, at: usize, out: &mut dyn Write) -> io::Result<()> {
                 }
                 out.aligned(s.values.bytes())?;
                 out.aligned(s.offsets.bytes())?;
+            }
+            PanelWeights::Pairs(p) => {
+                let (values, offsets) = (p.values.len(), p.offsets.len());
+                for n in [2, p.rows, p.cols, p.chunk, p.width, values, offsets] {
+                    out.number(n)?;
+                }
+                for pair in &p.pairs {
+                    for n in [pair.rows[0], pair.rows[1], pair.both, pair.apart] {
+                        out.bytes(&n.to_le_bytes())?;
+                    }
+                }
+                out.aligned(p.values.bytes())?;
+                out.aligned(p.offsets.bytes())?;
             }
         }
     }
@@ -160,6 +120,15 @@ impl Counted<'_> {
     }
 }
 
+/// Kinds of packed weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Dense,
+    Stream,
+    Pairs,
+}
+
 /// What the reader knows that a layer's weights are.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected {
@@ -175,8 +144,8 @@ pub struct Expected {
     pub chunk: usize,
     /// Columns of a panel.
     pub width: usize,
-    /// Index streams, or dense.
-    pub stream: bool,
+    /// What is packed.
+    pub kind: Kind,
     /// Values of the bias.
     pub bias: usize,
 }
@@ -193,12 +162,12 @@ pub fn read(file: &Bytes, at: usize, expected: &Expected) -> Result<PanelSet, St
     let mut groups = Vec::new();
     let chunk = even_chunk(e.cols, e.chunk, e.width);
     for _ in 0..e.groups {
-        from.require(usize::from(e.stream), "kind")?;
+        from.require(e.kind as usize, "kind")?;
         from.require(e.rows, "rows")?;
         from.require(e.cols, "columns")?;
         from.require(chunk, "rows of a panel")?;
-        groups.push(match e.stream {
-            false => {
+        groups.push(match e.kind {
+            Kind::Dense => {
                 from.require(e.group, "rows of a tile")?;
                 let len = e.rows.next_multiple_of(e.group).checked_mul(e.cols);
                 PanelWeights::Dense(DensePanels {
@@ -209,7 +178,8 @@ pub fn read(file: &Bytes, at: usize, expected: &Expected) -> Result<PanelSet, St
                     values: from.values(len.ok_or("too long")?)?,
                 })
             }
-            true => PanelWeights::Stream(from.stream(e, chunk)?),
+            Kind::Stream => PanelWeights::Stream(from.stream(e, chunk)?),
+            Kind::Pairs => PanelWeights::Pairs(from.pairs(e, chunk)?),
         });
     }
     match from.at == file.len() {
@@ -313,13 +283,100 @@ impl Cursor<'_> {
             values,
         })
     }
+
+    fn pairs(&mut self, e: &Expected, chunk: usize) -> Result<PairStream, String> {
+        self.require(e.width, "columns of a panel")?;
+        let (value_len, offset_len) = (self.number()?, self.number()?);
+        let (blocks, chunks) = (e.rows.div_ceil(BLOCK_ROWS), e.cols.div_ceil(chunk).max(1));
+        // Blocks are even: only the last may have a row without a partner.
+        let len = e.rows.div_ceil(2).checked_mul(chunks);
+        let bytes = self.take(len.and_then(|n| n.checked_mul(16)).ok_or("too long")?)?;
+        let numbers = bytes.as_chunks::<4>().0.iter();
+        let numbers: Vec<u32> = numbers.map(|b| u32::from_le_bytes(*b)).collect();
+        let pairs: Vec<Pair> = numbers.as_chunks::<4>().0.iter().map(Pair::from).collect();
+        let values: Values<f32> = self.values(value_len)?;
+        let offsets: Values<u16> = self.values(offset_len)?;
+
+        let mut starts = Vec::with_capacity(blocks * chunks);
+        let (mut pair, mut offset, mut value) = (0usize, 0usize, 0usize);
+        for c in 0..chunks {
+            let depth = chunk.min(e.cols - (c * chunk).min(e.cols));
+            for b in 0..blocks {
+                let rows = b * BLOCK_ROWS..((b + 1) * BLOCK_ROWS).min(e.rows);
+                starts.push(Start {
+                    pair,
+                    offset,
+                    value,
+                });
+                let part = &pairs[pair..pair + rows.len().div_ceil(2)];
+                pair += part.len();
+                let lens = check_pairs(part, rows, depth).map_err(|e| format!("block {b}: {e}"))?;
+                let end = offset.checked_add(lens.0).filter(|end| *end <= offset_len);
+                let end = end.ok_or_else(|| format!("more than {offset_len} offsets"))?;
+                let highest = offsets[offset..end].iter().copied().max().unwrap_or(0);
+                if end > offset && highest as usize > (depth - 1) * e.width {
+                    return Err(format!("offset {highest} of a panel of {depth} rows"));
+                }
+                (offset, value) = (end, value.checked_add(lens.1).ok_or("too long")?);
+            }
+        }
+        if (offset, value) != (offset_len, value_len) {
+            let counted = format!("the pairs count {offset} and {value}");
+            return Err(format!(
+                "{offset_len} offsets, {value_len} values, {counted}"
+            ));
+        }
+        Ok(PairStream {
+            rows: e.rows,
+            cols: e.cols,
+            chunk,
+            width: e.width,
+            nonzeros: values.iter().filter(|v| **v != 0.0).count(),
+            pairs,
+            starts,
+            offsets,
+            values,
+        })
+    }
+}
+
+/// The lengths of the pairs of a block and chunk. Each row stands once, and those without columns last, for
+/// there the kernel stops.
+fn check_pairs(part: &[Pair], rows: Range<usize>, depth: usize) -> Result<(usize, usize), String> {
+    let mut seen = [false; BLOCK_ROWS];
+    let mut take = |r: u32| {
+        let within = (r as usize).wrapping_sub(rows.start);
+        match within < rows.len() && !std::mem::replace(&mut seen[within], true) {
+            true => Ok(()),
+            false => Err(format!("row {r}")),
+        }
+    };
+    let (mut lens, mut alone, mut ended) = ((0, 0), 0, false);
+    for pair in part {
+        take(pair.rows[0])?;
+        match pair.rows[1] {
+            NONE => alone += 1,
+            row => take(row)?,
+        }
+        ended |= pair.is_empty();
+        if pair.both as usize + pair.apart as usize > depth || ended && !pair.is_empty() {
+            return Err(format!("columns of row {}", pair.rows[0]));
+        }
+        let (offsets, values) = pair.lens();
+        lens = (lens.0 + offsets, lens.1 + values);
+    }
+    match alone == rows.len() % 2 {
+        true => Ok(lens),
+        false => Err(format!("{alone} rows without a partner")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernels::cpu::weights::{MatrixRows, PANEL};
-    use std::ops::Range;
+
+    const KINDS: [Kind; 3] = [Kind::Dense, Kind::Stream, Kind::Pairs];
 
     struct Third;
 
@@ -331,12 +388,15 @@ mod tests {
         }
     }
 
-    fn sample(stream: bool) -> (Vec<u8>, Expected) {
-        let (rows, cols, chunk) = (130, 200, 96);
-        let width = if stream { 112 } else { PANEL };
-        let weights = match stream {
-            true => PanelWeights::Stream(IndexStream::pack(rows, cols, chunk, width, &Third)),
-            false => PanelWeights::Dense(DensePanels::pack(rows, cols, 6, chunk, &Third)),
+    fn sample(kind: Kind) -> (Vec<u8>, Expected) {
+        let (rows, cols, chunk) = (131, 200, 96);
+        let width = if kind == Kind::Dense { PANEL } else { 112 };
+        let weights = match kind {
+            Kind::Stream => {
+                PanelWeights::Stream(IndexStream::pack(rows, cols, chunk, width, &Third))
+            }
+            Kind::Pairs => PanelWeights::Pairs(PairStream::pack(rows, cols, chunk, width, &Third)),
+            Kind::Dense => PanelWeights::Dense(DensePanels::pack(rows, cols, 6, chunk, &Third)),
         };
         let set = PanelSet {
             groups: vec![weights],
@@ -351,7 +411,7 @@ mod tests {
             group: 6,
             chunk,
             width,
-            stream,
+            kind,
             bias: rows,
         };
         (bytes, expected)
@@ -366,20 +426,20 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read_back() {
-        for stream in [false, true] {
-            let (bytes, expected) = sample(stream);
+        for kind in KINDS {
+            let (bytes, expected) = sample(kind);
             let set = read(&placed(&bytes), 32, &expected).unwrap();
             let mut again = vec![7; 32];
             write(&set, 32, &mut again).unwrap();
             assert!(again == bytes);
-            assert_eq!(set.bias, [1.0; 130]);
+            assert_eq!(set.bias, [1.0; 131]);
         }
     }
 
     #[test]
     fn damaged_bytes_are_refused_or_harmless() {
-        for stream in [false, true] {
-            let (bytes, expected) = sample(stream);
+        for kind in KINDS {
+            let (bytes, expected) = sample(kind);
             for end in (32..bytes.len()).step_by(bytes.len() / 97) {
                 assert!(
                     read(&placed(&bytes[..end]), 32, &expected).is_err(),
@@ -390,14 +450,15 @@ mod tests {
             longer.push(0);
             assert!(read(&placed(&longer), 32, &expected).is_err());
             // Every number of the head, and every offset, set beyond what the layer has.
-            let (sizes, len) = (48 + 130 * 4, if stream { 48 } else { 40 });
+            let sizes = 48 + 131 * 4;
+            let len = 40 + 8 * kind as usize;
             for at in (32..48).chain(sizes..sizes + len) {
                 let mut bad = bytes.clone();
                 bad[at] ^= 0x40;
                 assert!(read(&placed(&bad), 32, &expected).is_err(), "byte {at}");
             }
-            if stream {
-                let counts = 48 + 130 * 4 + 48;
+            if kind != Kind::Dense {
+                let counts = sizes + len;
                 for at in [counts, counts + 4, counts + 3, bytes.len() - 1] {
                     let mut bad = bytes.clone();
                     bad[at] = 0xff;
@@ -410,27 +471,5 @@ mod tests {
             };
             assert!(read(&placed(&bytes), 32, &other).is_err());
         }
-    }
-
-    #[test]
-    fn hashes_tell_lengths_places_and_bits_apart() {
-        let hash = |parts: &[&[u8]]| {
-            let mut hash = Hash::default();
-            parts.iter().for_each(|p| hash.write(p));
-            hash.finish()
-        };
-        let long: Vec<u8> = (0..100).collect();
-        let mut all = vec![hash(&[]), hash(&[b""]), hash(&[b"\0"]), hash(&[b"\0\0"])];
-        all.extend([hash(&[b"a", b"b"]), hash(&[b"ab"]), hash(&[b"b", b"a"])]);
-        for bit in 0..800 {
-            let mut flipped = long.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            all.push(hash(&[&flipped]));
-        }
-        all.push(hash(&[&long]));
-        let count = all.len();
-        all.sort_unstable();
-        all.dedup();
-        assert_eq!(all.len(), count);
     }
 }

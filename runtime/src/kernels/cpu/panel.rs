@@ -34,7 +34,11 @@ pub(super) struct Tile<'a> {
 
 impl Tile<'_> {
     #[inline(always)]
-    unsafe fn start<S: Simd, const Q: usize>(&self, row: usize, column: usize) -> [S::V; Q] {
+    pub(super) unsafe fn start<S: Simd, const Q: usize>(
+        &self,
+        row: usize,
+        column: usize,
+    ) -> [S::V; Q] {
         // SAFETY: `partial` holds every row of the matrix.
         unsafe {
             if self.first {
@@ -53,7 +57,7 @@ impl Tile<'_> {
 
     /// `vectors` is the number of vectors of the whole tile: the last one is masked.
     #[inline(always)]
-    unsafe fn finish<S: Simd, const Q: usize>(
+    pub(super) unsafe fn finish<S: Simd, const Q: usize>(
         &self,
         row: usize,
         column: usize,
@@ -140,7 +144,8 @@ unsafe fn stream<S: Simd, const Q: usize, const SETS: usize>(
                 let four = u64::from_le(offset.cast::<u64>().read_unaligned());
                 for j in 0..4 {
                     let offset = (four >> (16 * j)) as u16;
-                    step::<S, Q>(tile.panel, offset, *value.add(j), &mut sums[j % SETS]);
+                    let x = tile.panel.add(offset as usize);
+                    step::<S, Q>(x, *value.add(j), &mut sums[j % SETS]);
                 }
                 // Narrow tiles use weights up faster than the caches foresee.
                 if Q <= 4 {
@@ -150,7 +155,7 @@ unsafe fn stream<S: Simd, const Q: usize, const SETS: usize>(
                 (offset, value) = (offset.add(4), value.add(4));
             }
             for _ in 0..count % 4 {
-                step::<S, Q>(tile.panel, *offset, *value, &mut sums[0]);
+                step::<S, Q>(tile.panel.add(*offset as usize), *value, &mut sums[0]);
                 (offset, value) = (offset.add(1), value.add(1));
             }
             let mut total = sums[0];
@@ -164,19 +169,21 @@ unsafe fn stream<S: Simd, const Q: usize, const SETS: usize>(
     }
 }
 
+/// Adds a weight times a row of the panel.
+///
+/// # Safety
+/// The CPU has the features of `S`; `panel` is a row of `Q` vectors.
 #[inline(always)]
-unsafe fn step<S: Simd, const Q: usize>(
+pub(super) unsafe fn step<S: Simd, const Q: usize>(
     panel: *const f32,
-    offset: u16,
-    value: f32,
+    weight: f32,
     sums: &mut [S::V; Q],
 ) {
-    // SAFETY: the offset names a row of the panel.
+    // SAFETY: the caller's promise.
     unsafe {
-        let p = panel.add(offset as usize);
-        let w = S::splat(value);
+        let w = S::splat(weight);
         for (q, sum) in sums.iter_mut().enumerate() {
-            *sum = S::fma(w, S::load(p.add(q * LANES)), *sum);
+            *sum = S::fma(w, S::load(panel.add(q * LANES)), *sum);
         }
     }
 }

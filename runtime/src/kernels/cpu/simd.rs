@@ -48,6 +48,15 @@ impl Element for Bf16 {
     const SIZE: usize = 2;
 }
 
+/// Work that is compiled as a function of its own, for registers are dealt out badly in a very large one.
+pub trait Task {
+    /// Does it.
+    ///
+    /// # Safety
+    /// The CPU has the features of `S`; otherwise as the maker of the task says.
+    unsafe fn run<S: Simd>(self);
+}
+
 /// Operations on vectors of [`LANES`] f32.
 ///
 /// # Safety
@@ -65,6 +74,12 @@ pub unsafe trait Simd: Copy {
     /// Whether [`expand_pairs`](Simd::expand_pairs) is there.
     const PAIRS: bool = false;
 
+    /// Does a task in a function of its own.
+    #[inline(always)]
+    unsafe fn call<T: Task>(task: T) {
+        // SAFETY: the caller's promise.
+        unsafe { task.run::<Self>() }
+    }
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::V;
     /// Sixteen elements at `p`.

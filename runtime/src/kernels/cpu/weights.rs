@@ -1,6 +1,7 @@
 //! Weight matrices packed for the panel kernels: dense row groups, or index streams.
 
 use super::packed::Values;
+use super::pairs::PairStream;
 use super::simd::LANES;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -11,16 +12,10 @@ pub const PANEL: usize = 64;
 /// Output rows that a register tile of dense weights holds where its vectors are rows.
 pub const ROW_GROUP: usize = 2 * LANES;
 
-/// Most columns of an activation panel of an index stream, where registers hold that many.
-const WIDE_PANEL: usize = 128;
-
-/// Columns of the activation panels of an index stream that is used on `columns` columns. A wide panel
+/// Columns of the activation panels of an index stream that is used on `columns` columns, at most `widest`. A wide panel
 /// shares each weight's load among more of them; all panels of a layer are about equally wide.
-pub fn stream_width(columns: usize, many_registers: bool) -> usize {
-    let most = match many_registers {
-        true => WIDE_PANEL,
-        false => PANEL,
-    } / LANES;
+pub fn stream_width(columns: usize, widest: usize) -> usize {
+    let most = widest / LANES;
     let vectors = columns.div_ceil(LANES).max(1);
     vectors.div_ceil(vectors.div_ceil(most)) * LANES
 }
@@ -50,8 +45,10 @@ pub trait MatrixRows: Sync {
 pub enum PanelWeights {
     /// Every element.
     Dense(DensePanels),
-    /// The non-zeros.
+    /// The non-zeros, row by row.
     Stream(IndexStream),
+    /// The non-zeros, two rows at a time.
+    Pairs(PairStream),
 }
 
 impl PanelWeights {
@@ -60,6 +57,7 @@ impl PanelWeights {
         match self {
             PanelWeights::Dense(d) => d.rows,
             PanelWeights::Stream(s) => s.rows,
+            PanelWeights::Pairs(p) => p.rows,
         }
     }
 
@@ -68,6 +66,7 @@ impl PanelWeights {
         match self {
             PanelWeights::Dense(d) => d.cols,
             PanelWeights::Stream(s) => s.cols,
+            PanelWeights::Pairs(p) => p.cols,
         }
     }
 
@@ -76,6 +75,7 @@ impl PanelWeights {
         match self {
             PanelWeights::Dense(_) => PANEL,
             PanelWeights::Stream(s) => s.width,
+            PanelWeights::Pairs(p) => p.width,
         }
     }
 
@@ -84,14 +84,20 @@ impl PanelWeights {
         match self {
             PanelWeights::Dense(d) => d.chunk,
             PanelWeights::Stream(s) => s.chunk,
+            PanelWeights::Pairs(p) => p.chunk,
         }
     }
 
     /// Units of rows that threads share out.
     pub fn blocks(&self) -> usize {
+        self.rows().div_ceil(self.block_rows())
+    }
+
+    /// Rows of such a unit.
+    pub fn block_rows(&self) -> usize {
         match self {
-            PanelWeights::Dense(d) => d.rows.div_ceil(d.group),
-            PanelWeights::Stream(s) => s.rows.div_ceil(BLOCK_ROWS),
+            PanelWeights::Dense(d) => d.group,
+            PanelWeights::Stream(_) | PanelWeights::Pairs(_) => BLOCK_ROWS,
         }
     }
 
@@ -102,6 +108,7 @@ impl PanelWeights {
             PanelWeights::Stream(s) => {
                 s.values.len() * 6 + s.row_counts.len() * 8 + s.starts.len() * 16
             }
+            PanelWeights::Pairs(p) => p.byte_len(),
         }
     }
 
@@ -110,6 +117,7 @@ impl PanelWeights {
         match self {
             PanelWeights::Dense(d) => d.rows * d.cols,
             PanelWeights::Stream(s) => s.values.len(),
+            PanelWeights::Pairs(p) => p.nonzeros,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A weight as rows of a layer's matrix, read from the model's bytes as packing asks.
 
 use crate::DType;
-use crate::kernels::cpu::packed::Hash;
+use crate::kernels::cpu::hash::Hash;
 use crate::kernels::cpu::weights::MatrixRows;
 use crate::model::{Bitmask, Encoding, Weight};
 use half::{bf16, f16};

@@ -6,8 +6,10 @@ use super::Context;
 use super::matrix::{Matrix, Scale, hash_weight};
 use crate::kernels::cpu::by_row::MOST_COLUMNS;
 use crate::kernels::cpu::conv::PanelSet;
+use crate::kernels::cpu::hash::Hash;
 use crate::kernels::cpu::l1_bytes;
-use crate::kernels::cpu::packed::{Expected, Hash};
+use crate::kernels::cpu::packed::{Expected, Kind};
+use crate::kernels::cpu::pairs::PairStream;
 use crate::kernels::cpu::weights::{
     DensePanels, IndexStream, PANEL, PanelWeights, ROW_GROUP, chunk_rows,
 };
@@ -45,15 +47,21 @@ impl Packing<'_> {
             } else {
                 (rows, cols)
             };
-            let stream = variant.form == Form::StreamPanel;
             let expected = Expected {
                 groups: self.groups,
                 rows: outer / self.groups,
                 cols: inner,
                 group: mr,
                 chunk: self.chunk(),
-                width: if stream { variant.width } else { PANEL },
-                stream,
+                width: match variant.form.is_stream() {
+                    true => variant.width,
+                    false => PANEL,
+                },
+                kind: match variant.form {
+                    Form::StreamPanel => Kind::Stream,
+                    Form::PairPanel => Kind::Pairs,
+                    _ => Kind::Dense,
+                },
                 bias: self.bias.len(),
             };
             let mut hash = Hash::default();
@@ -82,7 +90,7 @@ impl Packing<'_> {
     /// Most rows of a panel.
     fn chunk(&self) -> usize {
         match self.variant.form {
-            Form::StreamPanel => self.variant.chunk,
+            form if form.is_stream() => self.variant.chunk,
             Form::DenseByRow => chunk_rows(l1_bytes(), PANEL + ROW_GROUP),
             _ => 2 * chunk_rows(l1_bytes(), PANEL),
         }
@@ -98,6 +106,9 @@ impl Packing<'_> {
             match self.variant.form {
                 Form::StreamPanel => {
                     PanelWeights::Stream(IndexStream::pack(rows, cols, chunk, width, &part))
+                }
+                Form::PairPanel => {
+                    PanelWeights::Pairs(PairStream::pack(rows, cols, chunk, width, &part))
                 }
                 _ => PanelWeights::Dense(DensePanels::pack(rows, cols, mr, chunk, &part)),
             }
@@ -119,6 +130,7 @@ pub(super) fn panel_name(op: &str, variant: Variant, context: &Context<'_>) -> S
     let tile = match variant.form {
         Form::DensePanel => format!("{}x64", context.options.isa.dense_rows()),
         Form::DenseByRow => format!("{ROW_GROUP}x{MOST_COLUMNS}"),
+        Form::PairPanel => format!("2x{}", variant.width),
         _ => format!("1x{}", variant.width),
     };
     format!("f32_{op}_{}_{tile}_{}", variant.form.name(), context.isa())

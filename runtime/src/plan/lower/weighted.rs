@@ -262,7 +262,7 @@ fn prepare_linear(context: &Context<'_>, linear: &LinearUse<'_>) -> Result<Prepa
             columns
         };
         let times = context.measured(&key(one), density).unwrap_or(&[]);
-        let rows = times.iter().find(|(v, _)| v.form != Form::StreamPanel);
+        let rows = times.iter().find(|(v, _)| !v.form.is_stream());
         measured = only && rows.is_some();
         layer.stored = Some(Stored {
             element: weight.dtype().size(),
@@ -285,7 +285,7 @@ fn prepare_linear(context: &Context<'_>, linear: &LinearUse<'_>) -> Result<Prepa
     }
     let variant = decision.variant;
     let weights = match variant.form {
-        Form::DensePanel | Form::DenseByRow | Form::StreamPanel => {
+        Form::DensePanel | Form::DenseByRow | Form::StreamPanel | Form::PairPanel => {
             let packing = Packing {
                 weight,
                 transpose: !linear.trans_b,

@@ -9,9 +9,10 @@ mod strided;
 
 use super::Io;
 use super::by_row;
+use super::pairs::{PairStream, pair_rows};
 use super::panel::{Tile, dense_rows, stream_rows};
-use super::simd::{LANES, Simd, first};
-use super::weights::{PanelWeights, ROW_GROUP};
+use super::simd::{LANES, Simd, Task, first};
+use super::weights::{IndexStream, PanelWeights, ROW_GROUP};
 use flat::Flat;
 use std::sync::Arc;
 use strided::Strided;
@@ -223,29 +224,32 @@ impl Conv {
                 tile.first = c == 0;
                 tile.last = c + 1 == chunks;
                 for block in blocks.clone() {
+                    macro_rules! by_vectors {
+                        ($weights:ident) => {
+                            match vectors {
+                                1 => S::call(Part::<_, 1>($weights, block, c, &tile)),
+                                2 => S::call(Part::<_, 2>($weights, block, c, &tile)),
+                                3 => S::call(Part::<_, 3>($weights, block, c, &tile)),
+                                4 => S::call(Part::<_, 4>($weights, block, c, &tile)),
+                                5 => S::call(Part::<_, 5>($weights, block, c, &tile)),
+                                6 => S::call(Part::<_, 6>($weights, block, c, &tile)),
+                                7 => S::call(Part::<_, 7>($weights, block, c, &tile)),
+                                _ => S::call(Part::<_, 8>($weights, block, c, &tile)),
+                            }
+                        };
+                    }
                     match weights {
                         PanelWeights::Dense(w) if w.group == ROW_GROUP => {
                             by_row::rows::<S>(w, block, c, count, &tile)
                         }
                         PanelWeights::Dense(w) => dense_rows::<S>(w, block, c, vectors, &tile),
-                        PanelWeights::Stream(w) => match vectors {
-                            1 => stream_rows::<S, 1>(w, block, c, &tile),
-                            2 => stream_rows::<S, 2>(w, block, c, &tile),
-                            3 => stream_rows::<S, 3>(w, block, c, &tile),
-                            4 => stream_rows::<S, 4>(w, block, c, &tile),
-                            5 => stream_rows::<S, 5>(w, block, c, &tile),
-                            6 => stream_rows::<S, 6>(w, block, c, &tile),
-                            7 => stream_rows::<S, 7>(w, block, c, &tile),
-                            _ => stream_rows::<S, 8>(w, block, c, &tile),
-                        },
+                        PanelWeights::Stream(w) => by_vectors!(w),
+                        PanelWeights::Pairs(w) => by_vectors!(w),
                     }
                 }
             }
             if matrix {
-                let per_block = match weights {
-                    PanelWeights::Dense(w) => w.group,
-                    PanelWeights::Stream(_) => super::weights::BLOCK_ROWS,
-                };
+                let per_block = weights.block_rows();
                 let rows_done = blocks.start * per_block..(blocks.end * per_block).min(rows);
                 let (low, high) = (S::splat(self.clamp.0), S::splat(self.clamp.1));
                 for n in (0..count).step_by(LANES) {
@@ -268,6 +272,25 @@ impl Conv {
                 }
             }
         }
+    }
+}
+
+/// A block and a chunk of weights, on a tile of `Q` vectors.
+struct Part<'t, W, const Q: usize>(&'t W, usize, usize, &'t Tile<'t>);
+
+impl<const Q: usize> Task for Part<'_, IndexStream, Q> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { stream_rows::<S, Q>(self.0, self.1, self.2, self.3) }
+    }
+}
+
+impl<const Q: usize> Task for Part<'_, PairStream, Q> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { pair_rows::<S, Q>(self.0, self.1, self.2, self.3) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: a vector is two `ymm`.
 
-use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, first};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, Task, first};
 use std::arch::x86_64::*;
 
 /// The AVX2+FMA+F16C token.
@@ -137,6 +137,10 @@ unsafe impl Simd for Avx2 {
     const NV: usize = 1;
     const MANY: bool = false;
 
+    #[inline(always)]
+    unsafe fn call<T: Task>(task: T) {
+        unsafe { call::<Self, T>(task) }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> V {
         unsafe { (_mm256_set1_ps(x), _mm256_set1_ps(x)) }
@@ -289,4 +293,12 @@ unsafe impl Simd for Avx2 {
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
+}
+
+/// Enables the features for a task.
+#[target_feature(enable = "avx2,fma,f16c,popcnt,bmi1,bmi2")]
+#[inline(never)]
+unsafe fn call<S: Simd, T: Task>(task: T) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe { task.run::<S>() }
 }

@@ -1,6 +1,6 @@
 //! AVX-512 (F, VL, BW, DQ): a vector is one `zmm`.
 
-use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, first};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, Task, first};
 use std::arch::x86_64::*;
 
 /// The AVX-512 token; with `VBMI2` it has those instructions too.
@@ -16,6 +16,10 @@ unsafe impl<const VBMI2: bool> Simd for Avx512<VBMI2> {
     const MANY: bool = true;
     const PAIRS: bool = VBMI2;
 
+    #[inline(always)]
+    unsafe fn call<T: Task>(task: T) {
+        unsafe { call::<Self, T>(task) }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }
@@ -233,4 +237,12 @@ unsafe fn widen16<E: Element>(v: __m256i) -> __m512 {
             _ => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(v))),
         }
     }
+}
+
+/// Enables the features for a task.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
+#[inline(never)]
+unsafe fn call<S: Simd, T: Task>(task: T) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe { task.run::<S>() }
 }

@@ -1,6 +1,6 @@
 //! NEON, the baseline of 64-bit ARM: a vector is four quads.
 
-use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, Task};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -302,6 +302,10 @@ unsafe impl Simd for Neon {
     const MANY: bool = false;
 
     #[inline(always)]
+    unsafe fn call<T: Task>(task: T) {
+        unsafe { call::<Self, T>(task) }
+    }
+    #[inline(always)]
     unsafe fn splat(x: f32) -> V {
         unsafe {
             let x = vdupq_n_f32(x);
@@ -522,6 +526,14 @@ unsafe impl Simd for Neon {
             asm!("prfm pldl1keep, [{}]", in(reg) p.addr(), options(nomem, nostack, preserves_flags));
         }
     }
+}
+
+/// Enables the features for a task.
+#[target_feature(enable = "neon")]
+#[inline(never)]
+unsafe fn call<S: Simd, T: Task>(task: T) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe { task.run::<S>() }
 }
 
 #[cfg(test)]
