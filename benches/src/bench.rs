@@ -30,6 +30,9 @@ pub struct Config {
     pub isa: Option<String>,
     /// Run every weight dense, and nothing else.
     pub dense: bool,
+    /// Round the inputs of linear layers with BF16 or I8 weights as their weights are; `None` where a
+    /// decoder or session does by itself.
+    pub round_inputs: Option<bool>,
     /// The first dimension of the inputs, where it is symbolic or the format lets it be replaced.
     pub batch: usize,
     /// Untimed runs before the timed ones; the first run comes before them.
@@ -48,6 +51,8 @@ pub struct Config {
     pub prompt: usize,
     /// Of a language model: tokens generated after it.
     pub generate: usize,
+    /// Of a language model: tokens in the cache before either.
+    pub depth: usize,
 }
 
 /// Tokens of the inputs of an encoder.
@@ -248,6 +253,7 @@ pub(crate) fn session_with(
         threads: config.threads,
         isa: config.isa.clone(),
         dense,
+        round_inputs: config.round_inputs.unwrap_or(false),
         symbols: symbols(model.graph(), config.batch)?,
         forms,
         tuned: config.tuned.clone(),

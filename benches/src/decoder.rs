@@ -26,8 +26,10 @@ pub struct DecoderReport {
     pub sparse_weights: usize,
     /// Tokens of the prompt.
     pub prompt: usize,
-    /// Tokens generated, each after those before it, from an empty cache.
+    /// Tokens generated, each after those before it.
     pub generate: usize,
+    /// Tokens in the cache before the prompt, and before the generation.
+    pub depth: usize,
     /// Threads of a run.
     pub threads: usize,
     /// The instruction set that ran.
@@ -99,6 +101,8 @@ impl DecoderReport {
 /// A decoder, what it is fed, and its times.
 pub(crate) struct Runner {
     pub decoder: Decoder,
+    /// Tokens in the cache before what is measured.
+    depth: usize,
     prompt: Vec<u32>,
     next: Vec<u32>,
     pub prefill: Vec<f64>,
@@ -109,7 +113,7 @@ pub(crate) struct Runner {
 
 impl Runner {
     pub fn new(model: &Model, config: &Config, forms: Forms) -> Result<Runner> {
-        let decoder = Decoder::new(
+        let mut decoder = Decoder::new(
             model,
             DecoderOptions {
                 threads: config.threads,
@@ -117,7 +121,8 @@ impl Runner {
                 dense: config.dense,
                 forms,
                 tuned: config.tuned.clone(),
-                capacity: config.prompt.max(config.generate).max(1),
+                round_inputs: config.round_inputs,
+                capacity: config.depth + config.prompt.max(config.generate).max(1),
                 chunk: config.prompt.clamp(1, 512),
                 ..DecoderOptions::default()
             },
@@ -127,8 +132,13 @@ impl Runner {
             ids.into_iter().map(|i| i as u32).collect()
         };
         let (prompt, next) = (ids(config.prompt, 3), ids(config.generate, 4));
+        let before = ids(config.depth, 5);
+        if !before.is_empty() {
+            decoder.prefill(&before)?;
+        }
         Ok(Runner {
             decoder,
+            depth: config.depth,
             prompt,
             next,
             prefill: Vec::new(),
@@ -137,14 +147,14 @@ impl Runner {
         })
     }
 
-    /// One prompt and one generation, each from an empty cache: their times in milliseconds, a token
-    /// of the generation for the latter.
+    /// One prompt and one generation, each after the tokens before them: their times in milliseconds, a
+    /// token of the generation for the latter.
     pub fn once(&mut self) -> Result<(f64, f64)> {
-        self.decoder.reset();
+        self.decoder.truncate(self.depth);
         let start = Instant::now();
         self.decoder.prefill(&self.prompt)?;
         let prefill = ms(start.elapsed());
-        self.decoder.reset();
+        self.decoder.truncate(self.depth);
         let start = Instant::now();
         for &token in &self.next {
             self.decoder.step(token)?;
@@ -166,12 +176,12 @@ impl Runner {
 
     /// A generation and a chunk with the time of each step.
     pub fn by_step(&mut self) -> Result<()> {
-        self.decoder.reset();
+        self.decoder.truncate(self.depth);
         let tokens: Vec<&[u32]> = self.next.chunks(1).collect();
         let chunk = &self.prompt[..self.prompt.len().min(self.decoder.chunk())];
         for (kind, part) in tokens.into_iter().map(|t| (0, t)).chain([(1, chunk)]) {
             if kind == 1 {
-                self.decoder.reset();
+                self.decoder.truncate(self.depth);
             }
             let (steps, times) = self.decoder.run_timed(part)?;
             let kept = &mut self.steps[kind];
@@ -309,6 +319,7 @@ pub(crate) fn run(
         sparse_weights,
         prompt: config.prompt,
         generate: config.generate,
+        depth: config.depth,
         threads,
         isa: runner.decoder.isa().to_owned(),
         dense: config.dense,

@@ -32,12 +32,16 @@ struct Args {
     /// Steady runs last at least this long
     #[arg(long, default_value_t = 1000.0, value_name = "M", value_parser = milliseconds)]
     min_time_ms: f64,
-    /// Instruction set: scalar, neon, avx2, avx512, avx512vbmi2 [default: $LACUNA_ISA, or the best one here]
+    /// Instruction set: scalar, neon, avx2, avx512, avx512vbmi2, avx512bf16 [default: $LACUNA_ISA, or the best one here]
     #[arg(long)]
     isa: Option<String>,
     /// Run every weight dense, and only that
     #[arg(long)]
     dense: bool,
+    /// Round the inputs of linear layers with BF16 or I8 weights as their weights are [default: in
+    /// language models, with avx512bf16]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    round_inputs: Option<bool>,
     /// First dimension of the inputs, where it is symbolic or the format lets it be replaced
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
@@ -47,6 +51,9 @@ struct Args {
     /// Of a language model: tokens generated
     #[arg(long, default_value_t = 64, value_name = "N")]
     generate: usize,
+    /// Of a language model: tokens in the cache before the prompt, and before the generation
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    depth: usize,
     /// Measure layers, dense beside sparse, and the limits of this machine; the default unless
     /// --json is given
     #[arg(long, conflicts_with = "no_layers")]
@@ -108,6 +115,7 @@ fn main() -> Result<ExitCode> {
         threads: args.threads,
         isa: args.isa,
         dense: args.dense,
+        round_inputs: args.round_inputs,
         batch: args.batch,
         warmup: args.warmup,
         min_time: Duration::from_secs_f64(args.min_time_ms / 1e3),
@@ -117,6 +125,7 @@ fn main() -> Result<ExitCode> {
         pack_cache: args.pack_cache,
         prompt: args.prompt,
         generate: args.generate,
+        depth: args.depth,
     };
     let bar = ProgressBar::new_spinner();
     let progress = |stage: &str| {

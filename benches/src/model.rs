@@ -73,7 +73,11 @@ impl Facts {
     /// Counts floating-point weights; shape constants are no parameters.
     pub fn of(model: &Model) -> Facts {
         let mut facts = Facts::default();
-        for weight in model.weights().values().filter(|w| w.dtype().is_float()) {
+        for weight in model
+            .weights()
+            .values()
+            .filter(|w| w.element_dtype().is_float())
+        {
             facts.parameters += weight.numel();
             facts.nonzeros += weight.count_nonzero();
         }

@@ -1,8 +1,11 @@
 //! What a session holds: activations near the least that any layout takes, and no more anonymous memory
 //! than packed weights, arena and 10 MB, loading and packing included.
 
-use lacuna::{Model, Residency, Session, SessionOptions, TensorView};
+use lacuna::{
+    DType, Decoder, DecoderOptions, Model, Residency, Session, SessionOptions, TensorView,
+};
 use lacuna_bench::{Resident, networks};
+use lacuna_tests::language;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,10 +23,17 @@ fn activations_take_little_more_than_the_bound() {
         networks::resnet50(0.1),
         networks::mobilenet_v1(0.5),
         networks::mobilenet_v2(1.0),
+        Ok(decoder(false, DType::BF16)),
     ] {
         let model = model.unwrap();
-        let session = Session::new(&model, SessionOptions::default()).unwrap();
-        let memory = session.memory();
+        let memory = match model.is_language_model() {
+            true => Decoder::new(&model, DecoderOptions::default())
+                .unwrap()
+                .memory(),
+            false => Session::new(&model, SessionOptions::default())
+                .unwrap()
+                .memory(),
+        };
         let (have, least) = (memory.activations, memory.activations_bound);
         assert!(least > 1_000_000, "{least}");
         assert!(
@@ -60,10 +70,32 @@ fn peak_of<T>(work: impl FnOnce() -> T) -> (T, u64) {
     (result, peak.into_inner())
 }
 
-/// In the child: opens, packs, runs, and prints peak, packed bytes and arena.
+/// A language model of 13 million weights, half of them zero where it is sparse, in BF16 or as signed bytes.
+fn decoder(sparse: bool, dtype: DType) -> Model {
+    let mut model = language::with_sizes(512, 300, [4096; 2]);
+    if sparse {
+        model = language::sparse(&model);
+    }
+    match dtype {
+        DType::I8 => model.to_scaled(64).unwrap(),
+        _ => model.to_dtype(dtype).unwrap(),
+    }
+}
+
+/// In the child: opens, packs, runs, and prints peak, packed bytes, and arena with keys and values.
 fn child(path: &Path) {
     let run = || {
         let model = Model::open(path).unwrap();
+        if model.is_language_model() {
+            let options = DecoderOptions {
+                threads: 2,
+                ..DecoderOptions::default()
+            };
+            let mut decoder = Decoder::new(&model, options).unwrap();
+            decoder.prefill(&[7; 70]).unwrap();
+            decoder.step(8).unwrap();
+            return decoder.memory();
+        }
         let options = SessionOptions {
             threads: 2,
             ..SessionOptions::default()
@@ -76,7 +108,8 @@ fn child(path: &Path) {
         session.memory()
     };
     let (memory, peak) = peak_of(run);
-    println!("measured {peak} {} {}", memory.packed, memory.arena);
+    let kept = memory.arena + memory.cache;
+    println!("measured {peak} {} {kept}", memory.packed);
 }
 
 #[cfg(target_os = "linux")]
@@ -90,6 +123,10 @@ fn anonymous_memory_is_packed_weights_arena_and_little_else() {
         ("resnet50 at 90 %", networks::resnet50(0.1)),
         ("resnet50 at 50 %", networks::resnet50(0.5)),
         ("mobilenet_v1 dense", networks::mobilenet_v1(1.0)),
+        ("decoder, bf16", Ok(decoder(false, DType::BF16))),
+        ("decoder, bf16 at 50 %", Ok(decoder(true, DType::BF16))),
+        ("decoder, int8", Ok(decoder(false, DType::I8))),
+        ("decoder, int8 at 50 %", Ok(decoder(true, DType::I8))),
     ] {
         let path = folder.path().join("model.safetensors");
         model.unwrap().save(&path).unwrap();

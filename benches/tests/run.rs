@@ -63,6 +63,7 @@ fn config(path: PathBuf) -> Config {
         threads: 1,
         isa: None,
         dense: false,
+        round_inputs: None,
         batch: 1,
         warmup: 1,
         min_time: Duration::from_millis(20),
@@ -72,6 +73,7 @@ fn config(path: PathBuf) -> Config {
         pack_cache: None,
         prompt: 8,
         generate: 4,
+        depth: 0,
     }
 }
 

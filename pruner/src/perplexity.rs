@@ -20,6 +20,8 @@ pub struct PerplexityOptions {
     pub isa: Option<String>,
     /// Run every weight dense.
     pub dense: bool,
+    /// As [`DecoderOptions::round_inputs`].
+    pub round_inputs: Option<bool>,
 }
 
 impl Default for PerplexityOptions {
@@ -32,6 +34,7 @@ impl Default for PerplexityOptions {
             threads: 0,
             isa: None,
             dense: false,
+            round_inputs: None,
         }
     }
 }
@@ -93,6 +96,7 @@ pub fn perplexity(
             threads: options.threads,
             isa: options.isa.clone(),
             dense: options.dense,
+            round_inputs: options.round_inputs,
             capacity: window,
             all_logits: true,
             ..DecoderOptions::default()

@@ -4,7 +4,7 @@
 mod common;
 
 use common::Random;
-use lacuna::model::{Bytes, Dim, Encoding, Graph, Input, Node, Op, Weights};
+use lacuna::model::{Bitmask, Bytes, Dim, Encoding, Graph, Input, Node, Op, Scales, Weights};
 use lacuna::plan::{Form, Forms, Variant};
 use lacuna::{DType, Isa, Model, Residency, Session, SessionOptions, TensorView, Weight};
 use proptest::prelude::*;
@@ -45,23 +45,64 @@ fn weight(case: &Case, random: &mut Random) -> (Weight, Vec<f32>) {
             _ => bytes.extend(v.to_le_bytes()),
         }
     }
+    if case.dtype == DType::I8 {
+        let dense = Weight::dense(vec![outer, inner], DType::F32, bytes.into()).unwrap();
+        let scaled = dense.to_scaled(case.group()).unwrap();
+        let scales = scaled.scales().unwrap();
+        let mut values = scales.values.to_vec();
+        // Bytes of a scale of 0 stand for 0.
+        for scale in values.chunks_exact_mut(2).skip(3).step_by(7) {
+            scale.fill(0);
+        }
+        let scales = Scales {
+            group: scales.group,
+            values: odd(&values),
+        };
+        let weight = Weight::scaled(vec![outer, inner], unaligned(&scaled), scales).unwrap();
+        let values = weight.to_f32().unwrap();
+        return (weight, values);
+    }
     let dense = Weight::dense(vec![outer, inner], case.dtype, odd(&bytes)).unwrap();
     let values = dense.to_f32().unwrap();
     if !case.encoded {
         return (dense, values);
     }
-    let encoded = dense.encode();
-    let Encoding::Bitmask(mut b) = encoded.encoding().clone() else {
-        panic!("not encoded")
-    };
-    b.values = odd(&b.values);
-    b.mask = odd(&b.mask);
-    b.row_offsets = odd(&b.row_offsets);
-    let weight = Weight::bitmask(vec![outer, inner], case.dtype, b).unwrap();
+    let bitmask = unaligned(&dense.encode());
+    let weight = Weight::bitmask(vec![outer, inner], case.dtype, bitmask).unwrap();
     (weight, values)
 }
 
+/// The tensors of an encoded weight, none of them aligned.
+fn unaligned(weight: &Weight) -> Bitmask {
+    let Encoding::Bitmask(b) = weight.encoding() else {
+        panic!("not encoded")
+    };
+    Bitmask {
+        values: odd(&b.values),
+        mask: odd(&b.mask),
+        row_offsets: odd(&b.row_offsets),
+        ..*b
+    }
+}
+
+/// A row rounded to whole multiples, from -127 to 127, of a scale for each group.
+fn round_groups(x: &[f32], group: usize) -> Vec<f32> {
+    let mut out = Vec::new();
+    for part in x.chunks(group) {
+        let largest = part.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let round = |v: &f32| (v * inverse).round_ties_even() * (largest / 127.0);
+        out.extend(part.iter().map(round));
+    }
+    out
+}
+
 impl Case {
+    /// Columns that share a scale in weights of I8.
+    fn group(&self) -> usize {
+        if self.encoded { 32 } else { 64 }
+    }
+
     fn model(&self, weight: Weight, bias: &[f32]) -> Model {
         let node = |name: &str, op, inputs: &[&str], output: &str| Node {
             name: name.into(),
@@ -144,7 +185,23 @@ impl Case {
         let x = random.tensor(self.columns * self.inner);
         let bias = random.tensor(self.outer);
         let residual = random.tensor(self.columns * self.outer);
-        let want = self.reference(&w, &x, &bias, &residual);
+        let rounded: Vec<f32> = x
+            .iter()
+            .map(|x| half::bf16::from_f32(*x).to_f32())
+            .collect();
+        let want = [
+            self.reference(&w, &x, &bias, &residual),
+            match self.dtype {
+                DType::BF16 => self.reference(&w, &rounded, &bias, &residual),
+                DType::I8 if self.columns <= 8 => {
+                    let rows = x.chunks_exact(self.inner);
+                    let rounded = rows.flat_map(|row| round_groups(row, self.group()));
+                    let rounded: Vec<f32> = rounded.collect();
+                    self.reference(&w, &rounded, &bias, &residual)
+                }
+                _ => Vec::new(),
+            },
+        ];
         let model = self.model(weight, &bias);
         let (x_shape, r_shape) = ([self.columns, self.inner], [self.columns, self.outer]);
         let mut views = vec![TensorView::f32(&x_shape, &x)];
@@ -152,21 +209,38 @@ impl Case {
             views.push(TensorView::f32(&r_shape, &residual));
         }
         for isa in Isa::available() {
-            for (dense, threads) in [(false, 1), (false, 3), (true, 2)] {
+            for (dense, threads, round_inputs) in [
+                (false, 1, false),
+                (false, 3, false),
+                (true, 2, false),
+                (false, 2, true),
+                (true, 1, true),
+            ] {
+                let want = match &want[1] {
+                    rounded
+                        if round_inputs
+                            && !rounded.is_empty()
+                            && !(dense && self.dtype == DType::I8) =>
+                    {
+                        rounded
+                    }
+                    _ => &want[0],
+                };
                 let options = SessionOptions {
                     isa: Some(isa.name().into()),
                     dense,
                     threads,
                     forms: self.forms(dense),
+                    round_inputs,
                     ..SessionOptions::default()
                 };
                 let mut session = Session::new(&model, options).unwrap();
-                self.check_plan(&session, dense);
+                self.check_plan(&session, dense, round_inputs);
                 // Twice: nothing may be left over from the run before.
                 for _ in 0..2 {
                     let got = session.run(&views).unwrap();
                     assert_eq!(got[0].data.len(), want.len());
-                    for (i, (got, (want, bound))) in got[0].data.iter().zip(&want).enumerate() {
+                    for (i, (got, (want, bound))) in got[0].data.iter().zip(want).enumerate() {
                         let error = (f64::from(*got) - want).abs();
                         assert!(
                             error <= *bound,
@@ -189,21 +263,25 @@ impl Case {
         }
     }
 
-    fn check_plan(&self, session: &Session, dense: bool) {
+    fn check_plan(&self, session: &Session, dense: bool, rounded: bool) {
         let [step] = session.steps() else {
             panic!("not fused: {:?}", session.steps())
         };
         if self.dtype == DType::F32 {
             return;
         }
-        let encoding = ["dense", "bitmask"][usize::from(self.encoded && !dense)];
+        let encoded = self.encoded || self.dtype == DType::I8;
+        let encoding = ["dense", "bitmask"][usize::from(encoded && !dense)];
         let form = if self.columns <= 8 { "rows" } else { "chunk" };
-        let name = format!(
-            "{}_linear_{encoding}_{form}_",
-            self.dtype.name().to_lowercase()
-        );
+        let operands = match (self.dtype, rounded) {
+            (DType::BF16, true) => "bf16xbf16".into(),
+            (DType::I8, true) if form == "rows" && !dense => "i8xi8".into(),
+            (DType::I8, _) if dense => "f32".into(),
+            (dtype, _) => dtype.name().to_lowercase(),
+        };
+        let name = format!("{operands}_linear_{encoding}_{form}_");
         assert!(step.kernel.starts_with(&name), "{}", step.kernel);
-        let decoded = self.encoded && dense;
+        let decoded = encoded && dense;
         assert_eq!(step.residency == Residency::Packed, decoded, "{self:?}");
     }
 }
@@ -211,7 +289,7 @@ impl Case {
 #[test]
 fn every_dtype_encoding_and_number_of_columns_agrees_with_the_oracle() {
     let mut seed = 0;
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
+    for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
         for encoded in [false, true] {
             for columns in [1, 2, 3, 4, 5, 7, 8, 9, 16, 63, 64, 65, 130] {
                 for (inner, outer, density) in [(67, 53, 0.5), (48, 29, 0.3), (145, 9, 0.9)] {
@@ -237,7 +315,7 @@ fn every_dtype_encoding_and_number_of_columns_agrees_with_the_oracle() {
 
 #[test]
 fn weights_of_all_zeros_and_of_none() {
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
+    for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
         for encoded in [false, true] {
             for columns in [1, 3, 9, 80] {
                 for (inner, outer) in [(1, 1), (7, 3), (8, 5), (16, 24), (33, 25), (200, 50)] {
@@ -270,7 +348,12 @@ fn long_rows_cross_chunks_and_many_columns_cross_passes() {
         (300, 1100, 49),
         (513, 300, 30),
     ] {
-        for (dtype, encoded) in [(DType::BF16, true), (DType::F16, false), (DType::F32, true)] {
+        for (dtype, encoded) in [
+            (DType::BF16, true),
+            (DType::F16, false),
+            (DType::F32, true),
+            (DType::I8, true),
+        ] {
             let case = Case {
                 dtype,
                 encoded,
@@ -284,6 +367,59 @@ fn long_rows_cross_chunks_and_many_columns_cross_passes() {
                 seed: 9,
             };
             case.check();
+        }
+    }
+}
+
+#[test]
+fn signed_bytes_stored_inputs_first_or_multiplied_are_copied_with_their_scales() {
+    let values: Vec<f32> = (0..70 * 40).map(|i| (i % 11) as f32 - 5.0).collect();
+    let weight = Weight::from_f32(&[70, 40], &values).to_scaled(32).unwrap();
+    let seen = weight.to_f32().unwrap();
+    for (trans_b, alpha) in [(false, 1.0), (true, 0.5), (false, -2.0)] {
+        let (inner, outer) = if trans_b { (40, 70) } else { (70, 40) };
+        for (columns, dense) in [(1, false), (1, true), (20, false), (20, true)] {
+            let graph = Graph {
+                name: "linear".into(),
+                inputs: vec![Input::f32(
+                    "x",
+                    vec![Dim::Fixed(columns), Dim::Fixed(inner)],
+                )],
+                outputs: vec!["y".into()],
+                nodes: vec![Node {
+                    name: "product".into(),
+                    op: Op::Gemm {
+                        alpha,
+                        beta: 1.0,
+                        trans_a: false,
+                        trans_b,
+                    },
+                    inputs: vec!["x".into(), "w".into()],
+                    output: "y".into(),
+                }],
+            };
+            let weights = Weights::from([("w".into(), weight.clone())]);
+            let model = Model::new(graph, weights).unwrap();
+            for round_inputs in [false, true] {
+                let options = SessionOptions {
+                    dense,
+                    round_inputs,
+                    ..SessionOptions::default()
+                };
+                let mut session = Session::new(&model, options).unwrap();
+                let x = vec![1.0; columns * inner];
+                let got = session
+                    .run(&[TensorView::f32(&[columns, inner], &x)])
+                    .unwrap();
+                let at = |o: usize, i: usize| if trans_b { o * 40 + i } else { i * 40 + o };
+                for (i, y) in got[0].data.iter().enumerate() {
+                    let want: f32 = (0..inner).map(|k| seen[at(i % outer, k)]).sum();
+                    assert!(
+                        (y - alpha * want).abs() < 1e-3,
+                        "{trans_b} {alpha}: {y} {want}"
+                    );
+                }
+            }
         }
     }
 }
@@ -315,7 +451,7 @@ fn a_weight_of_sixteen_bits_stored_inputs_first_is_copied_once() {
 
 prop_compose! {
     fn cases()(
-        dtype in prop_oneof![Just(DType::F32), Just(DType::F16), Just(DType::BF16)],
+        dtype in prop_oneof![Just(DType::F32), Just(DType::F16), Just(DType::BF16), Just(DType::I8)],
         encoded: bool, columns in 1usize..90, inner in 1usize..150, outer in 1usize..80,
         density in prop_oneof![Just(0.0f32), Just(0.1), Just(0.5), Just(0.9), Just(1.0)],
         bias: bool, residual: bool, clamp: bool, seed: u64,

@@ -1,7 +1,7 @@
 //! Runs a language model on token ids and writes the logits after each as safetensors, for comparisons
 //! with other implementations: see `tests/compare/`.
 //!
-//! `run_decoder MODEL IDS OUTPUT [--isa NAME] [--threads N] [--chunk N] [--dense]`
+//! `run_decoder MODEL IDS OUTPUT [--isa NAME] [--threads N] [--chunk N] [--dense] [--round-inputs BOOL]`
 //!
 //! IDS is a safetensors file with `input_ids` I64 `[1, T]`; OUTPUT gets `logits` F32 `[1, T, V]`. With
 //! `--chunk 1` every token is a step of its own.
@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--threads" => options.threads = value()?.parse()?,
             "--chunk" => options.chunk = value()?.parse()?,
             "--dense" => options.dense = true,
+            "--round-inputs" => options.round_inputs = Some(value()?.parse()?),
             flag if flag.starts_with("--") => return Err(format!("unknown flag {flag}").into()),
             _ => files.push(arg),
         }

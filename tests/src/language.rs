@@ -13,6 +13,7 @@ struct Builder {
     graph: Graph,
     weights: Weights,
     state: u64,
+    width: usize,
 }
 
 impl Builder {
@@ -46,19 +47,21 @@ impl Builder {
     }
 
     fn norm(&mut self, name: &str, x: &str) -> String {
-        let scale: Vec<f32> = self.random(WIDTH, 0.5).iter().map(|v| v + 1.0).collect();
+        let width = self.width;
+        let scale: Vec<f32> = self.random(width, 0.5).iter().map(|v| v + 1.0).collect();
         let weight = format!("{name}.weight");
         self.weights
-            .insert(weight.clone(), Weight::from_f32(&[WIDTH], &scale));
+            .insert(weight.clone(), Weight::from_f32(&[width], &scale));
         self.node(name, Op::RMSNormalization { epsilon: 1e-5 }, &[x, &weight])
     }
 
     fn block(&mut self, i: usize, x: &str, heads: usize, kv_heads: usize, hidden: usize) -> String {
         let name = |part: &str| format!("layers.{i}.{part}");
+        let width = self.width;
         let h = self.norm(&name("input_norm"), x);
-        let q = self.linear(&name("q_proj"), &h, heads * HEAD, WIDTH);
-        let k = self.linear(&name("k_proj"), &h, kv_heads * HEAD, WIDTH);
-        let v = self.linear(&name("v_proj"), &h, kv_heads * HEAD, WIDTH);
+        let q = self.linear(&name("q_proj"), &h, heads * HEAD, width);
+        let k = self.linear(&name("k_proj"), &h, kv_heads * HEAD, width);
+        let v = self.linear(&name("v_proj"), &h, kv_heads * HEAD, width);
         let rotary = |heads| Op::RotaryEmbedding {
             heads,
             interleaved: false,
@@ -74,20 +77,25 @@ impl Builder {
             scale: None,
         };
         let a = self.node(&name("attention"), attention, &[&q, &k, &v]);
-        let o = self.linear(&name("o_proj"), &a, WIDTH, heads * HEAD);
+        let o = self.linear(&name("o_proj"), &a, width, heads * HEAD);
         let x = self.node(&name("add_1"), Op::Add, &[x, &o]);
         let h = self.norm(&name("post_norm"), &x);
-        let gate = self.linear(&name("gate_proj"), &h, hidden, WIDTH);
-        let up = self.linear(&name("up_proj"), &h, hidden, WIDTH);
+        let gate = self.linear(&name("gate_proj"), &h, hidden, width);
+        let up = self.linear(&name("up_proj"), &h, hidden, width);
         let gate = self.node(&name("act"), Op::Swish { alpha: 1.0 }, &[&gate]);
         let both = self.node(&name("mul"), Op::Mul, &[&gate, &up]);
-        let down = self.linear(&name("down_proj"), &both, WIDTH, hidden);
+        let down = self.linear(&name("down_proj"), &both, width, hidden);
         self.node(&name("add_2"), Op::Add, &[&x, &down])
     }
 }
 
 /// The decoder; heads and widths differ from block to block, the embedding is also the output layer.
 pub fn decoder() -> Model {
+    with_sizes(WIDTH, VOCABULARY, [40, 17])
+}
+
+/// The same of any width, vocabulary, and hidden widths of the two blocks.
+pub fn with_sizes(width: usize, vocabulary: usize, hidden: [usize; 2]) -> Model {
     let mut b = Builder {
         graph: Graph {
             name: "small decoder".into(),
@@ -99,11 +107,12 @@ pub fn decoder() -> Model {
         },
         weights: Weights::new(),
         state: 11,
+        width,
     };
-    let table = b.random(VOCABULARY * WIDTH, 1.0);
+    let table = b.random(vocabulary * width, 1.0);
     b.weights.insert(
         "embed.weight".into(),
-        Weight::from_f32(&[VOCABULARY, WIDTH], &table),
+        Weight::from_f32(&[vocabulary, width], &table),
     );
     let frequencies: Vec<f32> = (0..HEAD / 2).map(|i| 0.1f32.powi(i as i32)).collect();
     b.weights.insert(
@@ -115,8 +124,8 @@ pub fn decoder() -> Model {
         Op::Gather { axis: 0 },
         &["embed.weight", "input_ids"],
     );
-    let x = b.block(0, &x, 6, 2, 40);
-    let x = b.block(1, &x, 3, 3, 17);
+    let x = b.block(0, &x, 6, 2, hidden[0]);
+    let x = b.block(1, &x, 3, 3, hidden[1]);
     let x = b.norm("norm", &x);
     let y = b.node(
         "lm_head",

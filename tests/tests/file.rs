@@ -39,6 +39,76 @@ fn bitmask_vector_stands_in_the_file_byte_for_byte() {
 }
 
 #[test]
+fn signed_bytes_come_back_with_their_scales() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.safetensors");
+    let model = small_model().to_scaled(32).unwrap();
+    assert!(model.weights()["fc.weight"].scales().is_some());
+    assert!(model.weights()["conv.weight"].scales().is_none());
+    model.save(&path).unwrap();
+
+    let file = bytes(&path);
+    let read = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let tensor = |name: &str| read.tensor(name).unwrap();
+    assert_eq!(tensor("fc.compressed").dtype(), safetensors::Dtype::I8);
+    assert_eq!(tensor("fc.scales").dtype(), safetensors::Dtype::BF16);
+    assert_eq!(tensor("fc.scales").shape(), [3, 1]);
+    let json = String::from_utf8(tensor("lacuna.graph").data().to_vec()).unwrap();
+    assert!(json.contains("\"groups\":{\"fc.weight\":32}"), "{json}");
+
+    let back = Model::open(&path).unwrap();
+    let (read, written) = (&back.weights()["fc.weight"], &model.weights()["fc.weight"]);
+    assert_eq!(read.scales().unwrap().group, 32);
+    assert_eq!(read.to_f32(), written.to_f32());
+    // A model that is encoded again keeps them.
+    assert!(back.encoded().weights()["fc.weight"].scales().is_some());
+
+    // What contradicts itself is refused.
+    for (from, to, says) in [
+        ("\"fc.weight\":32", "\"fc.weight\":16", "16 columns"),
+        ("\"fc.weight\":32", "\"fc.weight\":00", "lacuna.graph"),
+        ("\"fc.weight\":32", "\"fc_weight\":32", "I8"),
+        ("\"dtype\":\"BF16\"", "\"dtype\" :\"F16\"", "scales"),
+    ] {
+        let mut broken = file.clone();
+        let at = broken
+            .windows(from.len())
+            .position(|w| w == from.as_bytes())
+            .unwrap();
+        broken[at..at + to.len()].copy_from_slice(to.as_bytes());
+        let error = file::read_bytes("broken", broken.into())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(says), "{from} -> {to}: {error}");
+    }
+    // So are elements that are no numbers: the bytes of a tensor, found by its address.
+    let place = |name: &str| tensor(name).data().as_ptr() as usize - file.as_ptr() as usize;
+    for (at, to, says) in [
+        (
+            place("fc.scales") + 2,
+            &half::bf16::NAN.to_le_bytes()[..],
+            "scale 1 is NaN",
+        ),
+        (
+            place("fc.scales"),
+            &half::bf16::INFINITY.to_le_bytes(),
+            "scale 0 is inf",
+        ),
+        (
+            place("fc.scales"),
+            &half::bf16::MAX.to_le_bytes(),
+            "not finite",
+        ),
+        (place("fc.compressed") + 3, &[0x80], "value 3 is -128"),
+    ] {
+        let mut broken = file.clone();
+        broken[at..at + to.len()].copy_from_slice(to);
+        let error = file::read_bytes("broken", broken.into()).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
+}
+
+#[test]
 fn a_model_comes_back_whole() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.safetensors");

@@ -25,11 +25,15 @@ pub fn decoder_text(report: &DecoderReport) -> String {
     );
     let plural = if r.threads == 1 { "" } else { "s" };
     let dense = if r.dense { "   every weight dense" } else { "" };
+    let after = match r.depth {
+        0 => String::new(),
+        n => format!("each after {n} tokens   "),
+    };
     line(
         &mut out,
         "run",
         format!(
-            "prompt {} tokens, then {} generated   {} thread{plural}   {}{dense}",
+            "prompt {} tokens, then {} generated   {after}{} thread{plural}   {}{dense}",
             r.prompt, r.generate, r.threads, r.isa
         ),
     );
@@ -156,6 +160,7 @@ pub fn decoder_json(report: &DecoderReport) -> String {
     flat.put("name", &r.name);
     flat.put("prompt", r.prompt);
     flat.put("generate", r.generate);
+    flat.put("depth", r.depth);
     flat.figures([
         ("prefill_tps", Some(r.prefill_tps())),
         ("decode_tps", Some(r.decode_tps())),

@@ -3,6 +3,7 @@
 use super::{Source, dtype, file_bytes, json, text};
 use anyhow::Result;
 use clap::Args;
+use lacuna::model::GROUPS;
 use lacuna::{DType, Model};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -18,9 +19,13 @@ pub struct Convert {
     /// Store every weight dense
     #[arg(long)]
     keep_dense: bool,
-    /// Store matrices in this dtype: f32, f16 or bf16 [default: that of the checkpoint]
-    #[arg(long, value_parser = dtype)]
+    /// Store matrices in this dtype: f32, f16, bf16, or int8 for those of linear layers (not the
+    /// embedding and the output layer of a language model) [default: that of the checkpoint]
+    #[arg(long, value_parser = stored_dtype)]
     dtype: Option<DType>,
+    /// With --dtype int8: columns of a row that share a scale, 32 or 64
+    #[arg(long, value_name = "N", value_parser = group, default_value = "64")]
+    group: usize,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -42,13 +47,16 @@ struct Report {
 impl Convert {
     pub fn run(&self) -> Result<String> {
         let mut model = self.source.open()?;
-        if let Some(dtype) = self.dtype {
+        if let Some(dtype) = self.dtype.filter(|d| d.is_float()) {
             model = model.to_dtype(dtype)?;
         }
-        let model = match self.keep_dense {
+        let mut model = match self.keep_dense {
             true => model.decoded(),
             false => model.encoded(),
         };
+        if self.dtype == Some(DType::I8) {
+            model = model.to_scaled(self.group)?;
+        }
         model.save(&self.output)?;
         let written = Model::open(&self.output)?;
         let weights = written.weights();
@@ -77,4 +85,18 @@ impl Convert {
             text::bytes(report.bytes_after),
         ))
     }
+}
+
+/// A floating-point dtype, or signed bytes.
+fn stored_dtype(name: &str) -> Result<DType, String> {
+    match name {
+        "int8" => Ok(DType::I8),
+        _ => dtype(name).map_err(|known| format!("{known}, int8")),
+    }
+}
+
+/// Columns that share a scale.
+fn group(text: &str) -> Result<usize, String> {
+    let found = text.parse().ok().filter(|n| GROUPS.contains(n));
+    found.ok_or_else(|| "32 or 64".to_owned())
 }

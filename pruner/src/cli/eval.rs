@@ -54,12 +54,16 @@ pub struct Eval {
     /// Threads of a run; 0 takes every core
     #[arg(long, default_value_t = 0, value_name = "N")]
     threads: usize,
-    /// Instruction set: scalar, neon, avx2, avx512, avx512vbmi2 [default: the best one here]
+    /// Instruction set: scalar, neon, avx2, avx512, avx512vbmi2, avx512bf16 [default: the best one here]
     #[arg(long)]
     isa: Option<String>,
     /// Run every weight dense
     #[arg(long)]
     dense: bool,
+    /// Round the inputs of linear layers with BF16 or I8 weights as their weights are (with
+    /// --text) [default: with avx512bf16]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    round_inputs: Option<bool>,
     /// Preprocessing: imagenet, cifar10 or fashion-mnist [default: by the input's shape]
     #[arg(long, value_parser = preset)]
     preset: Option<Preset>,
@@ -139,6 +143,7 @@ impl Eval {
             threads: self.threads,
             isa: self.isa.clone(),
             dense: self.dense,
+            round_inputs: self.round_inputs,
         };
         let started = Instant::now();
         let bar = bar_of("windows");

@@ -61,12 +61,16 @@ pub struct Generate {
     /// Threads; 0 takes every core
     #[arg(long, default_value_t = 0, value_name = "N")]
     threads: usize,
-    /// Instruction set: scalar, neon, avx2, avx512, avx512vbmi2 [default: the best one here]
+    /// Instruction set: scalar, neon, avx2, avx512, avx512vbmi2, avx512bf16 [default: the best one here]
     #[arg(long)]
     isa: Option<String>,
     /// Run every weight dense
     #[arg(long)]
     dense: bool,
+    /// Round the inputs of linear layers with BF16 or I8 weights as their weights are [default: with
+    /// avx512bf16]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    round_inputs: Option<bool>,
     /// Print JSON at the end instead of the text
     #[arg(long)]
     json: bool,
@@ -108,6 +112,7 @@ impl Generate {
                 threads: self.threads,
                 isa: self.isa.clone(),
                 dense: self.dense,
+                round_inputs: self.round_inputs,
                 chunk: self.chunk,
                 ..DecoderOptions::default()
             },

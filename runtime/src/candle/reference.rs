@@ -109,7 +109,7 @@ impl Reference {
                 weight.shape()
             )));
         }
-        let tensor = tensor.to_dtype(if weight.dtype().is_float() {
+        let tensor = tensor.to_dtype(if weight.element_dtype().is_float() {
             DType::F32
         } else {
             DType::I64

@@ -8,6 +8,7 @@ pub mod file;
 mod float;
 mod graph;
 mod op;
+mod scales;
 mod shape;
 mod text;
 mod weight;
@@ -16,6 +17,7 @@ pub use bytes::Bytes;
 pub(crate) use derived::Derived;
 pub use graph::{Dim, Graph, Input, Node, Symbols};
 pub use op::{Op, PadMode, Padding, Window};
+pub use scales::{GROUPS, Scales};
 pub use shape::{Shapes, infer_shapes, padding_for};
 pub(crate) use shape::{axis_index, axis_set, slice_range};
 pub use text::Text;
@@ -58,7 +60,7 @@ impl Model {
     /// as one of a floating-point dtype.
     pub fn new(graph: Graph, weights: Weights) -> Result<Model> {
         graph.validate(|name| weights.contains_key(name))?;
-        graph.check_dtypes(|name| weights.get(name).map(Weight::dtype))?;
+        graph.check_dtypes(|name| weights.get(name).map(Weight::element_dtype))?;
         infer_shapes(&graph, &weights, &Symbols::new())?;
         Ok(Model {
             graph,
@@ -195,6 +197,32 @@ impl Model {
         Ok(model)
     }
 
+    /// The same model with the matrices of the layers that pruning looks at by default as signed bytes,
+    /// with a scale for each `group` columns of a row; see [`Weight::to_scaled`]. Other matrices of a
+    /// language model, its embedding, become BF16.
+    ///
+    /// # Errors
+    /// When a value is not finite, or `group` is not 32 or 64.
+    pub fn to_scaled(&self, group: usize) -> Result<Model> {
+        let mut model = self.clone();
+        model.derived = Derived::default();
+        for (name, node) in self.prunable() {
+            let weight = &self.weights[name];
+            if matches!(node.op, Op::Conv { .. }) || !weight.dtype().is_float() {
+                continue;
+            }
+            let scaled = weight.to_scaled(group).map_err(|what| Error::Weight {
+                weight: name.to_owned(),
+                what,
+            })?;
+            model.weights.insert(name.to_owned(), scaled);
+        }
+        match self.is_language_model() {
+            true => model.to_dtype(DType::BF16),
+            false => Ok(model),
+        }
+    }
+
     /// The same model with every weight of `Conv`, `Gemm` and `MatMul` that has zeros enough in the bitmask
     /// encoding ([`Weight::bitmask_pays`]), and every other weight dense.
     pub fn encoded(&self) -> Model {
@@ -207,6 +235,9 @@ impl Model {
             .collect();
         for name in names {
             let weight = &self.weights[&name];
+            if weight.scales().is_some() {
+                continue;
+            }
             let chosen = match weight.bitmask_pays(weight.count_nonzero()) {
                 true => weight.decode().encode(),
                 false => weight.decode(),

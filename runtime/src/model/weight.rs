@@ -1,15 +1,18 @@
 //! Weights: dense, or sparse in the bitmask encoding of compressed-tensors (`sparse-bitmask`).
 
 use super::Bytes;
+use super::scales::{self, Scales};
 use crate::DType;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 /// A constant of the graph: its logical shape, its dtype, and its encoded values.
 #[derive(Clone, Debug)]
 pub struct Weight {
-    shape: Vec<usize>,
-    dtype: DType,
-    encoding: Encoding,
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: DType,
+    pub(super) encoding: Encoding,
+    pub(super) scales: Option<Scales>,
 }
 
 /// How the values of a weight are stored.
@@ -73,7 +76,7 @@ impl Bitmask {
     }
 
     /// Checks sizes, padding bits, and that the row offsets are the running count of the mask.
-    fn check(&self, element: usize) -> Result<(), String> {
+    pub(super) fn check(&self, element: usize) -> Result<(), String> {
         let (rows, cols) = (self.rows, self.cols);
         let mask_len = rows
             .checked_mul(cols.div_ceil(8))
@@ -146,6 +149,7 @@ impl Weight {
             shape,
             dtype,
             encoding: Encoding::Dense(data),
+            scales: None,
         })
     }
 
@@ -163,6 +167,7 @@ impl Weight {
             shape: shape.to_vec(),
             dtype: DType::F32,
             encoding: Encoding::Dense(Bytes::from_f32(values)),
+            scales: None,
         }
     }
 
@@ -172,7 +177,7 @@ impl Weight {
     pub fn bitmask(shape: Vec<usize>, dtype: DType, bitmask: Bitmask) -> Result<Weight, String> {
         if !dtype.is_float() {
             return Err(format!(
-                "values of dtype {dtype}; version 1 reads F32, F16 and BF16 (I8 and I4 are reserved)"
+                "values of dtype {dtype}; version 1 reads F32, F16 and BF16, and I8 with scales (I4 is reserved)"
             ));
         }
         if matrix(&shape) != Some((bitmask.rows, bitmask.cols)) {
@@ -186,6 +191,7 @@ impl Weight {
             shape,
             dtype,
             encoding: Encoding::Bitmask(bitmask),
+            scales: None,
         })
     }
 
@@ -223,7 +229,10 @@ impl Weight {
     pub fn byte_len(&self) -> usize {
         match &self.encoding {
             Encoding::Dense(data) => data.len(),
-            Encoding::Bitmask(b) => b.values.len() + b.mask.len() + b.row_offsets.len(),
+            Encoding::Bitmask(b) => {
+                let scales = self.scales.as_ref().map_or(0, |s| s.values.len());
+                b.values.len() + b.mask.len() + b.row_offsets.len() + scales
+            }
         }
     }
 
@@ -260,9 +269,14 @@ impl Weight {
             Encoding::Dense(data) => data,
             Encoding::Bitmask(b) => &b.values,
         };
-        data.chunks_exact(self.dtype.size())
-            .filter(|e| !is_zero(self.dtype, e))
-            .count()
+        match self.dtype.size() {
+            2 => count(data, |e: [u8; 2]| !is_zero(self.dtype, &e)),
+            4 => count(data, |e: [u8; 4]| !is_zero(self.dtype, &e)),
+            size => data
+                .chunks_exact(size)
+                .filter(|e| !is_zero(self.dtype, e))
+                .count(),
+        }
     }
 
     /// The share of elements that are not zero; 1 for an empty weight.
@@ -273,13 +287,14 @@ impl Weight {
         }
     }
 
-    /// Every element as f32, row-major. `None` when the dtype is not a floating-point type.
+    /// Every element as f32, row-major. `None` when the dtype is not a floating-point type and the
+    /// weight has no scales.
     pub fn to_f32(&self) -> Option<Vec<f32>> {
         let dense = self.decode();
         let Encoding::Dense(data) = &dense.encoding else {
             return None;
         };
-        values_to_f32(self.dtype, data)
+        values_to_f32(dense.dtype, data)
     }
 
     /// Every element of an I64 weight, row-major. `None` for another dtype.
@@ -297,18 +312,25 @@ impl Weight {
     pub fn stored_f32(&self) -> Option<Vec<f32>> {
         match &self.encoding {
             Encoding::Dense(data) => values_to_f32(self.dtype, data),
-            Encoding::Bitmask(b) => values_to_f32(self.dtype, &b.values),
+            Encoding::Bitmask(b) => match &self.scales {
+                Some(scales) => Some(scales::stored_f32(b, scales)),
+                None => values_to_f32(self.dtype, &b.values),
+            },
         }
     }
 
-    /// The same weight, dense. Elements that were not stored become +0.
+    /// The same weight, dense; f32 where it has scales. Elements that were not stored become +0.
     pub fn decode(&self) -> Weight {
         let Encoding::Bitmask(b) = &self.encoding else {
             return self.clone();
         };
-        let size = self.dtype.size();
+        let (dtype, values) = match &self.scales {
+            Some(scales) => (DType::F32, Bytes::from_f32(&scales::stored_f32(b, scales))),
+            None => (self.dtype, b.values.clone()),
+        };
+        let size = dtype.size();
         let mut data = vec![0u8; self.numel() * size];
-        let mut values = b.values.chunks_exact(size);
+        let mut values = values.chunks_exact(size);
         for r in 0..b.rows {
             for c in b.row_columns(r) {
                 if let Some(v) = values.next() {
@@ -319,8 +341,9 @@ impl Weight {
         }
         Weight {
             shape: self.shape.clone(),
-            dtype: self.dtype,
+            dtype,
             encoding: Encoding::Dense(data.into()),
+            scales: None,
         }
     }
 
@@ -356,6 +379,7 @@ impl Weight {
                 mask: mask.into(),
                 row_offsets: row_offsets.into(),
             }),
+            scales: None,
         }
     }
 
@@ -363,6 +387,9 @@ impl Weight {
     pub fn to_dtype(&self, dtype: DType) -> Result<Weight, String> {
         if dtype == self.dtype {
             return Ok(self.clone());
+        }
+        if self.scales.is_some() && dtype.is_float() {
+            return self.decode().to_dtype(dtype).map(|w| w.encode());
         }
         let (true, Some(values)) = (dtype.is_float(), self.stored_f32()) else {
             return Err(format!("{} does not become {dtype}", self.dtype));
@@ -402,6 +429,7 @@ impl Weight {
             shape: self.shape.clone(),
             dtype,
             encoding,
+            scales: None,
         })
     }
 
@@ -424,13 +452,21 @@ pub(crate) fn numel(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
 }
 
-fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
+pub(super) fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
     match shape {
         [] => Some((1, 1)),
         [rows, rest @ ..] => Some((*rows, numel(rest)?)),
     }
 }
 
+/// How many elements `counts`: blocks on every core, without a branch, so that they become SIMD code.
+fn count<const N: usize>(data: &[u8], counts: impl Fn([u8; N]) -> bool + Sync) -> usize {
+    let blocks = data.as_chunks::<N>().0.par_chunks(1 << 14);
+    let block = |block: &[[u8; N]]| block.iter().map(|&e| u32::from(counts(e))).sum::<u32>();
+    blocks.map(|b| block(b) as usize).sum()
+}
+
+#[inline(always)]
 fn is_zero(dtype: DType, element: &[u8]) -> bool {
     match (dtype, element) {
         (DType::F32, [a, b, c, d]) => (a | b | c | (d & 0x7f)) == 0,

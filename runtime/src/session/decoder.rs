@@ -29,6 +29,10 @@ pub struct DecoderOptions {
     pub forms: Forms,
     /// Choices that were measured, as in [`SessionOptions`](crate::SessionOptions::tuned).
     pub tuned: Option<Tuned>,
+    /// As [`SessionOptions::round_inputs`](crate::SessionOptions::round_inputs); `None` rounds where layers
+    /// become faster by it, with the instruction set "avx512bf16". The error is of the size that storing
+    /// weights so has.
+    pub round_inputs: Option<bool>,
     /// Positions whose keys and values are kept: the longest sequence. 0 takes the model's context,
     /// 2048 at most.
     pub capacity: usize,
@@ -140,6 +144,7 @@ impl Decoder {
                 &PlanOptions {
                     isa,
                     dense: options.dense,
+                    round_inputs: options.round_inputs.unwrap_or(isa == Isa::Avx512Bf16),
                     symbols,
                     capacity: Some(capacity),
                     threads: team.size(),

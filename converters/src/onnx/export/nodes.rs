@@ -211,6 +211,7 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
         | Op::Mul
         | Op::Div
         | Op::Identity => vec![],
+        Op::FastGRNN => return Err("is no operator of ONNX".into()),
         Op::RotaryEmbedding { .. }
         | Op::PositionEmbedding
         | Op::Attention { .. }

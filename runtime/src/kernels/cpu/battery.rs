@@ -1,12 +1,12 @@
 //! What a session's tests do not reach: the end of a mapping, and runs of fewer tokens than planned.
 
 use super::chunk::Chunk;
-use super::linear::Linear;
+use super::linear::{Linear, round_groups};
 use super::rows::Rows;
 use super::team::Team;
 use super::{Io, Isa, Kernel, Sequence};
 use crate::DType;
-use crate::model::{Bitmask, Bytes, Encoding, Weight};
+use crate::model::{Bitmask, Bytes, Encoding, Scales, Weight};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -37,22 +37,38 @@ fn weight(outer: usize, inner: usize, dtype: DType, encoded: bool) -> (Weight, V
         }
     }
     let shape = vec![outer, inner];
+    if dtype == DType::I8 {
+        let dense = Weight::dense(shape.clone(), DType::F32, bytes.into()).unwrap();
+        let scaled = dense.to_scaled(if encoded { 32 } else { 64 }).unwrap();
+        let values = scaled.to_f32().unwrap();
+        let scales = scaled.scales().unwrap();
+        let scales = Scales {
+            group: scales.group,
+            values: at_page_end(&scales.values),
+        };
+        let Encoding::Bitmask(b) = scaled.encoding() else {
+            panic!("not encoded")
+        };
+        return (Weight::scaled(shape, moved(b), scales).unwrap(), values);
+    }
     let dense = Weight::dense(shape.clone(), dtype, at_page_end(&bytes)).unwrap();
     let values = dense.to_f32().unwrap();
     let encoded = if encoded { dense.encode() } else { dense };
     let weight = match encoded.encoding() {
         Encoding::Dense(_) => encoded,
-        Encoding::Bitmask(b) => {
-            let b = Bitmask {
-                values: at_page_end(&b.values),
-                mask: at_page_end(&b.mask),
-                row_offsets: at_page_end(&b.row_offsets),
-                ..*b
-            };
-            Weight::bitmask(shape, dtype, b).unwrap()
-        }
+        Encoding::Bitmask(b) => Weight::bitmask(shape, dtype, moved(b)).unwrap(),
     };
     (weight, values)
+}
+
+/// The same with every tensor at the end of a page.
+fn moved(b: &Bitmask) -> Bitmask {
+    Bitmask {
+        values: at_page_end(&b.values),
+        mask: at_page_end(&b.mask),
+        row_offsets: at_page_end(&b.row_offsets),
+        ..*b
+    }
 }
 
 struct Pointer(*mut f32);
@@ -88,11 +104,13 @@ fn run(isa: Isa, kernel: &Kernel, x: &[f32], out: &mut [f32], in_place: bool, to
 #[test]
 fn nothing_is_read_behind_a_mapping_and_no_token_behind_the_last_is_written() {
     for isa in Isa::available() {
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
             for encoded in [false, true] {
                 for (outer, inner) in [(1, 1), (5, 23), (31, 64), (50, 141)] {
                     let (weight, values) = weight(outer, inner, dtype, encoded);
-                    for count in [1, 2, 5, 8, 9, 40, 130] {
+                    let counts = [1, 2, 5, 8, 9, 40, 130];
+                    let cases = counts.into_iter().flat_map(|n| [(n, false), (n, true)]);
+                    for (count, rounded) in cases {
                         let rows = Rows::new(&weight).unwrap();
                         let clamp = (f32::NEG_INFINITY, f32::INFINITY);
                         let bias: Arc<[f32]> = vec![0.5; outer].into();
@@ -102,13 +120,25 @@ fn nothing_is_read_behind_a_mapping_and_no_token_behind_the_last_is_written() {
                                 bias,
                                 count,
                                 tokens: true,
+                                rounded,
                                 clamp,
                             }),
-                            _ => Kernel::Chunk(Chunk::new(rows, bias, count, true, clamp)),
+                            _ => Kernel::Chunk(Chunk::new(rows, bias, count, true, rounded, clamp)),
                         };
                         let x: Vec<f32> = (0..count * inner)
-                            .map(|i| (i * 29 % 53) as f32 / 32.0 - 0.8)
+                            .map(|i| (i * 29 % 53) as f32 / 32.0 - 0.8125)
                             .collect();
+                        let mut seen = x.clone();
+                        if let (true, Some(s)) = (rounded && count <= 8, weight.scales()) {
+                            for n in 0..count {
+                                let at = n * inner;
+                                // SAFETY: both hold the row.
+                                unsafe {
+                                    let to = seen.as_mut_ptr().add(at);
+                                    round_groups(x.as_ptr().add(at), to, inner, s.group);
+                                }
+                            }
+                        }
                         for tokens in [count, count.div_ceil(2), 1] {
                             for in_place in [false, true] {
                                 let mut out = vec![2.0; count * outer];
@@ -119,7 +149,7 @@ fn nothing_is_read_behind_a_mapping_and_no_token_behind_the_last_is_written() {
                                     let want = match n < tokens {
                                         false => 2.0,
                                         true => (0..inner)
-                                            .map(|k| values[o * inner + k] * x[n * inner + k])
+                                            .map(|k| values[o * inner + k] * seen[n * inner + k])
                                             .fold(start, |a, b| a + b),
                                     };
                                     assert!(

@@ -34,8 +34,10 @@ pub struct Chunk {
     bias: Arc<[f32]>,
     count: usize,
     tokens: bool,
+    /// Inputs are rounded to bfloat16.
+    rounded: bool,
     clamp: (f32, f32),
-    /// Inner elements that are expanded at a time.
+    /// Inner elements, or pairs of them, that are expanded at a time.
     depth: usize,
     /// Most columns of a pass.
     pass: usize,
@@ -43,12 +45,13 @@ pub struct Chunk {
 
 impl Chunk {
     /// A product over `count` columns. With `tokens` the columns are a run's tokens: those behind
-    /// the last are not computed.
+    /// the last are not computed. With `rounded` inputs are rounded to bfloat16.
     pub fn new(
         rows: Rows,
         bias: Arc<[f32]>,
         count: usize,
         tokens: bool,
+        rounded: bool,
         clamp: (f32, f32),
     ) -> Chunk {
         // A panel takes half of the first-level cache.
@@ -61,9 +64,15 @@ impl Chunk {
             bias,
             count,
             tokens,
+            rounded,
             clamp,
             depth,
         }
+    }
+
+    /// Whether inputs are rounded to bfloat16.
+    pub fn is_rounded(&self) -> bool {
+        self.rounded
     }
 
     /// Passes over the weights.
@@ -145,16 +154,22 @@ impl<S: Simd> Visit<S> for Run<'_> {
                 panels: (to - from).div_ceil(VECTORS),
             };
             // SAFETY: the caller's promise; even passes are no longer than the longest one.
-            unsafe { self.pass::<S, R>(&pass) }
+            unsafe {
+                match self.chunk.rounded && R::Cursor::has_words::<S>() {
+                    true => self.pass::<S, R, true>(&pass),
+                    false => self.pass::<S, R, false>(&pass),
+                }
+            }
         }
     }
 }
 
 impl Run<'_> {
     #[inline(always)]
-    unsafe fn pass<S: Simd, R: Source>(&self, pass: &Pass) {
+    unsafe fn pass<S: Simd, R: Source, const WORDS: bool>(&self, pass: &Pass) {
         let (rows, depth) = (&self.chunk.rows, self.chunk.depth);
-        let (outer, inner) = (rows.outer(), rows.inner());
+        // With words an element of everything below is a pair of them.
+        let (outer, inner) = (rows.outer(), rows.inner().div_ceil(1 + usize::from(WORDS)));
         let chunks = inner.div_ceil(depth).max(1);
         // SAFETY: the plan sized input, output and scratch; the parts of the scratch follow each other.
         unsafe {
@@ -162,7 +177,10 @@ impl Run<'_> {
             let sums = weights.add(BLOCK * STRIDE);
             let packed = sums.add(BLOCK * self.chunk.pass);
             let copy = packed.add(inner * self.chunk.pass);
-            self.pack::<S>(pass, packed);
+            match WORDS {
+                true => self.pack_words::<S>(pass, packed),
+                false => self.pack::<S>(pass, packed),
+            }
             for block in self.blocks.clone() {
                 let range = block * self.block..outer.min((block + 1) * self.block);
                 let next = range.end.min(outer)..outer.min(range.end + self.block);
@@ -174,7 +192,14 @@ impl Run<'_> {
                     let len = depth.min(inner - from);
                     R::prefetch::<S>(rows, next.clone(), chunk, chunks);
                     for (r, cursor) in cursors.iter_mut().enumerate().take(range.len()) {
-                        expand::<S, R::Cursor>(cursor, len, weights.add(r * STRIDE));
+                        let out = weights.add(r * STRIDE);
+                        match WORDS {
+                            true => {
+                                let len = (2 * len).min(rows.inner() - 2 * from);
+                                expand_words::<S, R::Cursor>(cursor, len, out);
+                            }
+                            false => expand::<S, R::Cursor>(cursor, len, out),
+                        }
                     }
                     for p in 0..pass.panels {
                         let columns = pass.panel(p);
@@ -190,14 +215,14 @@ impl Run<'_> {
                             first: chunk == 0,
                         };
                         match (S::MANY, columns.len()) {
-                            (true, 1) => tile.block::<S, 12, 1, 1>(),
-                            (true, 2) => tile.block::<S, 12, 2, 2>(),
-                            (true, 3) => tile.block::<S, 8, 3, 3>(),
-                            (true, _) => tile.block::<S, 6, 4, 4>(),
-                            (false, 1) => tile.block::<S, 6, 1, 1>(),
-                            (false, 2) => tile.block::<S, 6, 1, 2>(),
-                            (false, 3) => tile.block::<S, 6, 1, 3>(),
-                            (false, _) => tile.block::<S, 6, 1, 4>(),
+                            (true, 1) => tile.block::<S, 12, 1, 1, WORDS>(),
+                            (true, 2) => tile.block::<S, 12, 2, 2, WORDS>(),
+                            (true, 3) => tile.block::<S, 8, 3, 3, WORDS>(),
+                            (true, _) => tile.block::<S, 6, 4, 4, WORDS>(),
+                            (false, 1) => tile.block::<S, 6, 1, 1, WORDS>(),
+                            (false, 2) => tile.block::<S, 6, 1, 2, WORDS>(),
+                            (false, 3) => tile.block::<S, 6, 1, 3, WORDS>(),
+                            (false, _) => tile.block::<S, 6, 1, 4, WORDS>(),
                         }
                     }
                 }
@@ -223,16 +248,55 @@ impl Run<'_> {
                     let mut k = 0;
                     while k < inner {
                         let left = LANES.min(inner - k);
-                        let rows: [S::V; LANES] = std::array::from_fn(|n| match n < there {
+                        let mut rows: [S::V; LANES] = std::array::from_fn(|n| match n < there {
                             true if left == LANES => S::load(x.add(n * inner + k)),
                             true => S::load_mask(x.add(n * inner + k), first(left)),
                             false => S::splat(0.0),
                         });
+                        if self.chunk.rounded {
+                            rows = rows.map(|row| S::round(row));
+                        }
                         let lines = S::transpose(rows);
                         for (i, line) in lines.into_iter().enumerate().take(left) {
                             S::store(out.add((k + i) * width), line);
                         }
                         k += LANES;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same of bfloat16 words: a line holds two inner elements of every column.
+    #[inline(always)]
+    unsafe fn pack_words<S: Simd>(&self, pass: &Pass, packed: *mut f32) {
+        let inner = self.chunk.rows.inner();
+        let pairs = inner.div_ceil(2);
+        for p in 0..pass.panels {
+            let columns = pass.panel(p);
+            let width = columns.len() * LANES;
+            for v in columns.clone() {
+                let there = pass.count - v * LANES;
+                // SAFETY: as `pack`, with half as many lines.
+                unsafe {
+                    let x = self.io.inputs[0].add((pass.first + v * LANES) * inner);
+                    let out =
+                        packed.add(columns.start * pairs * LANES + (v - columns.start) * LANES);
+                    for k in (0..pairs).step_by(LANES) {
+                        let left = inner - 2 * k;
+                        let high = left.saturating_sub(LANES);
+                        let mut rows = [S::splat(0.0); LANES];
+                        for (n, words) in rows.iter_mut().enumerate().take(there) {
+                            let row = x.add(n * inner + 2 * k);
+                            *words = S::round_words(
+                                S::load_mask(row, first(left)),
+                                S::load_mask(row.wrapping_add(LANES), first(high)),
+                            );
+                        }
+                        let lines = S::transpose(rows);
+                        for (i, line) in lines.into_iter().enumerate().take(pairs - k) {
+                            S::store(out.add((k + i) * width), line);
+                        }
                     }
                 }
             }
@@ -301,6 +365,15 @@ unsafe fn expand<S: Simd, C: Cursor>(cursor: &mut C, len: usize, out: *mut f32) 
     }
 }
 
+/// The next `len` weights of a row as words; the last vector is filled up with zeros.
+#[inline(always)]
+unsafe fn expand_words<S: Simd, C: Cursor>(cursor: &mut C, len: usize, out: *mut f32) {
+    for k in (0..len).step_by(2 * LANES) {
+        // SAFETY: as `expand`.
+        unsafe { S::store(out.add(k / 2), cursor.words::<S>((len - k).min(2 * LANES))) }
+    }
+}
+
 /// An expanded block times a chunk of a panel.
 struct Tile {
     weights: *const f32,
@@ -315,17 +388,25 @@ struct Tile {
 impl Tile {
     /// Register tiles of `M` rows and `Q` vectors over a panel of `W` vectors.
     #[inline(always)]
-    unsafe fn block<S: Simd, const M: usize, const Q: usize, const W: usize>(&self) {
+    unsafe fn block<S: Simd, const M: usize, const Q: usize, const W: usize, const WORDS: bool>(
+        &self,
+    ) {
         for row in (0..self.rows).step_by(M) {
             for v in (0..W).step_by(Q) {
                 // SAFETY: `M` divides the block, whose rows behind the last hold any numbers.
-                unsafe { self.product::<S, M, Q, W>(row, v * LANES) }
+                unsafe { self.product::<S, M, Q, W, WORDS>(row, v * LANES) }
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn product<S: Simd, const M: usize, const Q: usize, const W: usize>(
+    unsafe fn product<
+        S: Simd,
+        const M: usize,
+        const Q: usize,
+        const W: usize,
+        const WORDS: bool,
+    >(
         &self,
         row: usize,
         column: usize,
@@ -346,7 +427,10 @@ impl Tile {
                 for (m, sums) in sums.iter_mut().enumerate() {
                     let weight = S::splat(*w.add(m * STRIDE));
                     for (sum, x) in sums.iter_mut().zip(line) {
-                        *sum = S::fma(weight, x, *sum);
+                        *sum = match WORDS {
+                            true => S::dot(weight, x, *sum),
+                            false => S::fma(weight, x, *sum),
+                        };
                     }
                 }
                 x = x.add(W * LANES);

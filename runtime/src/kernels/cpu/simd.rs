@@ -5,6 +5,8 @@
 //! the CPU has the instructions: they are inlined into functions that enable them, which are
 //! called only behind detection.
 
+use half::bf16;
+
 /// Lanes of a vector.
 pub const LANES: usize = 16;
 
@@ -23,6 +25,7 @@ pub enum Kind {
     F32,
     F16,
     Bf16,
+    I8,
 }
 
 /// Stored as f32.
@@ -35,6 +38,14 @@ pub struct F16;
 #[derive(Clone, Copy)]
 pub struct Bf16;
 
+/// Stored as a signed byte; what it stands for is a multiple of it.
+#[derive(Clone, Copy)]
+pub struct I8;
+
+impl Element for I8 {
+    const KIND: Kind = Kind::I8;
+    const SIZE: usize = 1;
+}
 impl Element for F32 {
     const KIND: Kind = Kind::F32;
     const SIZE: usize = 4;
@@ -73,6 +84,12 @@ pub unsafe trait Simd: Copy {
     const MANY: bool;
     /// Whether [`expand_pairs`](Simd::expand_pairs) is there.
     const PAIRS: bool = false;
+    /// Whether there are products of bfloat16 pairs: [`dot`](Simd::dot) and what has 32 words in a
+    /// vector.
+    const DOT: bool = false;
+    /// Whether there are products of bytes: [`dot_bytes`](Simd::dot_bytes) and what has 64 of them in
+    /// a vector.
+    const BYTES: bool = false;
 
     /// Does a task in a function of its own.
     #[inline(always)]
@@ -165,6 +182,58 @@ pub unsafe trait Simd: Copy {
             let at = indices.map(|i| i as usize / LANES * N * LANES + i as usize % LANES);
             std::array::from_fn(|n| Self::load(at.map(|at| *x.add(n * LANES + at)).as_ptr()))
         }
+    }
+    /// Each lane rounded to bfloat16, to nearest, ties to even.
+    #[inline(always)]
+    unsafe fn round(v: Self::V) -> Self::V {
+        let mut lanes = [0.0f32; LANES];
+        // SAFETY: sixteen lanes for sixteen elements; the caller's promise.
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), v);
+            Self::load(lanes.map(|x| bf16::from_f32(x).to_f32()).as_ptr())
+        }
+    }
+    /// 32 lanes rounded to bfloat16, as 32 words in their order.
+    #[inline(always)]
+    unsafe fn round_words(_: Self::V, _: Self::V) -> Self::V {
+        unreachable!("only called where `DOT`")
+    }
+    /// The first `n <= 32` words at `p`; others are 0 and not read.
+    #[inline(always)]
+    unsafe fn words(_: *const u8, _: usize) -> Self::V {
+        unreachable!("only called where `DOT`")
+    }
+    /// Of 32 words, word `i` in `mask` is the next one at `p`; others are 0. May read 32.
+    #[inline(always)]
+    unsafe fn expand_words(_: *const u8, _: u32) -> Self::V {
+        unreachable!("only called where `DOT`")
+    }
+    /// `sum` and, in each lane, the product of two pairs of bfloat16.
+    #[inline(always)]
+    unsafe fn dot(_: Self::V, _: Self::V, _: Self::V) -> Self::V {
+        unreachable!("only called where `DOT`")
+    }
+    /// Of 64 bytes, byte `i` in `mask` is the next one at `p`; others are 0. May read 64.
+    #[inline(always)]
+    unsafe fn expand_bytes(_: *const u8, _: u64) -> Self::V {
+        unreachable!("only called where `BYTES`")
+    }
+    /// The first `n <= 64` elements at `p` as whole multiples, from -127 to 127, of a scale for each
+    /// `group`, 32 or 64: the magnitudes as bytes, which are negative, and the scales.
+    #[inline(always)]
+    unsafe fn round_bytes(_: *const f32, _: usize, _: usize) -> (Self::V, u64, [f32; 2]) {
+        unreachable!("only called where `BYTES`")
+    }
+    /// The products of 64 signed bytes and 64 bytes of which those in `negative` are below 0, four to
+    /// a lane.
+    #[inline(always)]
+    unsafe fn dot_bytes(_: Self::V, _: Self::V, _: u64) -> Self::V {
+        unreachable!("only called where `BYTES`")
+    }
+    /// Of the scales of sixteen groups of `group` bytes those of the lanes of 64 bytes, `block`.
+    #[inline(always)]
+    unsafe fn pick(_: Self::V, _: usize, _: usize) -> Self::V {
+        unreachable!("only called where `BYTES`")
     }
     /// Lane `j` of vector `i` becomes lane `i` of vector `j`.
     unsafe fn transpose(v: [Self::V; LANES]) -> [Self::V; LANES];

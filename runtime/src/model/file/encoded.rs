@@ -1,7 +1,7 @@
 //! The bitmask encoding in a file: which four tensors stand for a weight, and how they are read.
 
 use super::{Tensors, shown};
-use crate::model::{Bitmask, Weight, Weights};
+use crate::model::{Bitmask, Scales, Weight, Weights};
 use crate::{DType, Result};
 use std::collections::BTreeSet;
 
@@ -11,6 +11,8 @@ pub(super) struct Parts {
     pub bitmask: String,
     pub shape: String,
     pub row_offsets: String,
+    /// Of weights of I8.
+    pub scales: String,
 }
 
 impl Parts {
@@ -21,11 +23,18 @@ impl Parts {
             bitmask: name("bitmask"),
             shape: name("shape"),
             row_offsets: name("row_offsets"),
+            scales: name("scales"),
         }
     }
 
     pub fn into_names(self) -> [String; 4] {
         [self.compressed, self.bitmask, self.shape, self.row_offsets]
+    }
+
+    /// The names of the tensors of a weight, with scales or without.
+    pub fn names(self, scaled: bool) -> impl Iterator<Item = String> {
+        let scales = scaled.then(|| self.scales.clone());
+        self.into_names().into_iter().chain(scales)
     }
 }
 
@@ -64,7 +73,7 @@ pub fn decode_bitmask_tensors(tensors: &Tensors) -> Result<Weights> {
     let mut parts = BTreeSet::new();
     let mut weights = Weights::new();
     for &prefix in &prefixes {
-        let weight = read(tensors, prefix)?;
+        let weight = read(tensors, prefix, None)?;
         let name = if whole_names {
             prefix.to_owned()
         } else {
@@ -86,8 +95,9 @@ pub fn decode_bitmask_tensors(tensors: &Tensors) -> Result<Weights> {
     Ok(weights)
 }
 
-/// Reads the encoded weight with this prefix, under the shape that the file gives.
-pub(super) fn read(tensors: &Tensors, prefix: &str) -> Result<Weight> {
+/// Reads the encoded weight with this prefix, under the shape that the file gives. Values of I8 need
+/// the columns of a group, which are in `lacuna.graph`.
+pub(super) fn read(tensors: &Tensors, prefix: &str, group: Option<usize>) -> Result<Weight> {
     let names = Parts::of(prefix);
     let compressed = tensors.require(&names.compressed)?;
     let bitmask = tensors.require(&names.bitmask)?;
@@ -100,13 +110,19 @@ pub(super) fn read(tensors: &Tensors, prefix: &str) -> Result<Weight> {
     let row_offsets = tensors.require(&names.row_offsets)?;
     let shape = read_shape(tensors, &names.shape)?;
 
-    let dtype = compressed.dtype().filter(|d| d.is_float()).ok_or_else(|| {
+    let known = |d: &DType| match group {
+        Some(_) => *d == DType::I8,
+        None => d.is_float(),
+    };
+    let dtype = compressed.dtype().filter(known).ok_or_else(|| {
+        let expected = match group {
+            Some(_) => "`groups` in `lacuna.graph` asks for I8",
+            None => "F32, F16 and BF16 are read, and I8 with scales (I4 is reserved)",
+        };
+        let found = compressed.dtype_name;
         tensors.fault(
             &names.compressed,
-            format!(
-                "values of dtype {}; F32, F16 and BF16 are read (I8 and I4 are reserved)",
-                compressed.dtype_name
-            ),
+            format!("values of dtype {found}; {expected}"),
         )
     })?;
     if compressed.shape.len() != 1 {
@@ -130,7 +146,16 @@ pub(super) fn read(tensors: &Tensors, prefix: &str) -> Result<Weight> {
             mask: bitmask.bytes,
             row_offsets: row_offsets.bytes,
         };
-        Weight::bitmask(shape, dtype, encoded)
+        match group {
+            Some(group) => {
+                let scales = tensors.require(&names.scales)?;
+                let groups = cols.div_ceil(group.max(1));
+                expect(tensors, &names.scales, DType::BF16, &[rows, groups])?;
+                let values = scales.bytes;
+                Weight::scaled(shape, encoded, Scales { group, values })
+            }
+            None => Weight::bitmask(shape, dtype, encoded),
+        }
     } else {
         scatter(&shape, dtype, &compressed.bytes, &bitmask.bytes)
             .and_then(|data| Weight::dense(shape, dtype, data.into()))

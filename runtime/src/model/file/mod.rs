@@ -2,14 +2,16 @@
 //!
 //! | tensor | dtype, shape | content |
 //! |---|---|---|
-//! | `lacuna.graph` | U8 `[n]` | JSON `{"version": 1, "graph": {..}, "shapes": {weight: logical shape}, "text": {..}}`; the last for language models |
+//! | `lacuna.graph` | U8 `[n]` | JSON `{"version": 1, "graph": {..}, "shapes": {weight: logical shape}, "groups": {weight: columns}, "text": {..}}`; the last for language models |
 //! | `lacuna.tokenizer` | U8 `[n]` | a `tokenizer.json`, where the model has one |
 //! | `NAME` | any, logical shape | a dense weight |
-//! | `X.compressed` | F32, F16 or BF16 `[nnz]` | the stored values of the sparse weight `X.weight`, row-major |
+//! | `X.compressed` | F32, F16, BF16 or I8 `[nnz]` | the stored values of the sparse weight `X.weight`, row-major |
 //! | `X.bitmask` | U8 `[rows, ceil(cols / 8)]` | where they stand, least significant bit first |
 //! | `X.shape` | I64 `[2]` | `[rows, cols]` |
 //! | `X.row_offsets` | I64 `[rows]` | where each row starts in the values |
+//! | `X.scales` | BF16 `[rows, ceil(cols / group)]` | of values of I8: what they are multiplied by |
 //!
+//! Columns of a group, 32 or 64, are in `groups` of `lacuna.graph`, by the weight's name.
 //! A sparse weight `N` whose name does not end in `.weight` is stored as `N.compressed` and so on.
 //! It is a matrix in the file; `shapes` in `lacuna.graph` gives the shape that the graph sees. These
 //! are the names and the bit order of the `sparse-bitmask` format of compressed-tensors. The

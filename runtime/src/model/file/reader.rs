@@ -14,6 +14,9 @@ struct Document {
     /// Logical shapes of the encoded weights.
     #[serde(default)]
     shapes: UniqueMap<Vec<usize>>,
+    /// Columns of a group of the weights of I8.
+    #[serde(default)]
+    groups: UniqueMap<usize>,
     #[serde(default)]
     text: Option<Text>,
 }
@@ -27,7 +30,7 @@ struct Versioned {
 /// Makes a model of the tensors of a Lacuna file.
 pub(super) fn model(tensors: &Tensors) -> Result<Model> {
     let document = document(tensors)?;
-    let weights = weights(tensors, &document.shapes.0)?;
+    let weights = weights(tensors, &document)?;
     for (name, weight) in &weights {
         finite::check(weight).map_err(|what| tensors.fault(name, what))?;
     }
@@ -100,7 +103,8 @@ fn bytes_of(tensors: &Tensors, name: &str) -> Result<crate::model::Bytes> {
 }
 
 /// Every weight of the file, the encoded ones under their logical shapes.
-fn weights(tensors: &Tensors, shapes: &BTreeMap<String, Vec<usize>>) -> Result<Weights> {
+fn weights(tensors: &Tensors, document: &Document) -> Result<Weights> {
+    let (shapes, groups) = (&document.shapes.0, &document.groups.0);
     let mut by_prefix: BTreeMap<&str, &str> = BTreeMap::new();
     for name in shapes.keys() {
         if let Some(other) = by_prefix.insert(encoded::prefix(name), name) {
@@ -118,7 +122,10 @@ fn weights(tensors: &Tensors, shapes: &BTreeMap<String, Vec<usize>>) -> Result<W
     let mut weights = Weights::new();
     let mut parts = BTreeSet::new();
     for prefix in &prefixes {
-        let weight = encoded::read(tensors, prefix)?;
+        let name = by_prefix
+            .get(prefix)
+            .map_or_else(|| format!("{prefix}.weight"), |n| n.to_string());
+        let weight = encoded::read(tensors, prefix, groups.get(&name).copied())?;
         let names = encoded::Parts::of(prefix);
         if tensors.require(&names.shape)?.shape != [2] {
             return Err(tensors.fault(
@@ -129,11 +136,8 @@ fn weights(tensors: &Tensors, shapes: &BTreeMap<String, Vec<usize>>) -> Result<W
                 ),
             ));
         }
-        let name = by_prefix
-            .get(prefix)
-            .map_or_else(|| format!("{prefix}.weight"), |n| n.to_string());
+        parts.extend(names.names(weight.scales().is_some()));
         weights.insert(name, weight);
-        parts.extend(names.into_names());
     }
     for name in tensors.names() {
         if parts.contains(name) || name.starts_with(RESERVED) {

@@ -94,6 +94,7 @@ pub fn write_made(model: &Model, maker: &dyn Maker, path: &Path) -> Result<()> {
     let mut shapes: BTreeMap<&str, &[usize]> = BTreeMap::new();
     let sparse =
         |name: &str, weight: &Weight| maker.form(name).map_or(weight.is_sparse(), |f| f.sparse);
+    let mut groups: BTreeMap<&str, usize> = BTreeMap::new();
     for (name, weight) in model.weights() {
         if let Some(form) = maker.form(name) {
             if form.sparse {
@@ -107,6 +108,9 @@ pub fn write_made(model: &Model, maker: &dyn Maker, path: &Path) -> Result<()> {
         finite::check(weight).map_err(|what| fault(name, what))?;
         if weight.is_sparse() {
             shapes.insert(name, weight.shape());
+        }
+        if let Some(scales) = weight.scales() {
+            groups.insert(name, scales.group);
         }
         add_weight(&mut items, name, weight)?;
     }
@@ -125,7 +129,7 @@ pub fn write_made(model: &Model, maker: &dyn Maker, path: &Path) -> Result<()> {
         }
     }
     check_graph(model.graph())?;
-    let json = graph_json(model, &shapes)?;
+    let json = graph_json(model, &shapes, &groups)?;
     add_bytes(&mut items, GRAPH, json.into());
     if let Some(tokenizer) = &model.tokenizer {
         add_bytes(&mut items, TOKENIZER, tokenizer.clone());
@@ -179,11 +183,14 @@ pub fn write_weights(weights: &Weights, path: &Path) -> Result<()> {
         check_name(name)?;
         let (len, data) = match weight.encoding() {
             Encoding::Dense(data) => (data.len(), Data::Bytes(data.clone())),
-            Encoding::Bitmask(_) => (weight.numel() * weight.dtype().size(), Data::Decode(weight)),
+            Encoding::Bitmask(_) => (
+                weight.numel() * weight.element_dtype().size(),
+                Data::Decode(weight),
+            ),
         };
         let item = Item {
             owner: name,
-            dtype: weight.dtype(),
+            dtype: weight.element_dtype(),
             shape: weight.shape().to_vec(),
             len,
             data,
@@ -265,6 +272,14 @@ fn add_weight<'a>(items: &mut Items<'a>, name: &'a str, weight: &Weight) -> Resu
     ] {
         add(items, stored, item)?;
     }
+    if let Some(scales) = weight.scales() {
+        let shape = vec![b.rows, scales.per_row(b.cols)];
+        add(
+            items,
+            parts.scales,
+            item(DType::BF16, shape, &scales.values),
+        )?;
+    }
     Ok(())
 }
 
@@ -297,12 +312,18 @@ fn check_graph(graph: &Graph) -> Result<()> {
     Ok(())
 }
 
-fn graph_json(model: &Model, shapes: &BTreeMap<&str, &[usize]>) -> Result<Vec<u8>> {
+fn graph_json(
+    model: &Model,
+    shapes: &BTreeMap<&str, &[usize]>,
+    groups: &BTreeMap<&str, usize>,
+) -> Result<Vec<u8>> {
     #[derive(Serialize)]
     struct Document<'a> {
         version: u64,
         graph: &'a Graph,
         shapes: &'a BTreeMap<&'a str, &'a [usize]>,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        groups: &'a BTreeMap<&'a str, usize>,
         #[serde(skip_serializing_if = "Option::is_none")]
         text: &'a Option<Text>,
     }
@@ -311,6 +332,7 @@ fn graph_json(model: &Model, shapes: &BTreeMap<&str, &[usize]>) -> Result<Vec<u8
         version: 1,
         graph,
         shapes,
+        groups,
         text: &model.text,
     })
     .map_err(|e| Error::Graph {

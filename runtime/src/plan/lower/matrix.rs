@@ -38,7 +38,7 @@ pub struct Matrix<'w> {
 enum Data<'w> {
     Dense(&'w [u8], DType),
     Bitmask(&'w Bitmask, DType),
-    /// Rows of the transpose: where each starts, columns, values.
+    /// Rows of the transpose or of a weight with scales: where each starts, columns, values.
     Lists(std::sync::Arc<(Vec<usize>, Vec<u32>, Vec<f32>)>),
 }
 
@@ -51,15 +51,24 @@ fn number(dtype: DType, bytes: &[u8], i: usize) -> f32 {
     }
 }
 
+fn scaled<'w>(bits: &Bitmask, weight: &Weight) -> Data<'w> {
+    let values = weight.stored_f32().unwrap_or_default();
+    let starts = (0..bits.rows).map(|r| bits.row_start(r));
+    let starts = starts.chain([values.len()]).collect();
+    let columns = (0..bits.rows).flat_map(|r| bits.row_columns(r).map(|c| c as u32));
+    Data::Lists(std::sync::Arc::new((starts, columns.collect(), values)))
+}
+
 impl<'w> Matrix<'w> {
-    /// The weight, of a floating-point dtype, transposed when `transpose`.
+    /// The weight, of a floating-point dtype or with scales, transposed when `transpose`.
     pub fn new(weight: &'w Weight, transpose: bool, scale: Scale<'w>) -> Matrix<'w> {
         let (rows, cols) = weight.matrix();
         let dtype = weight.dtype();
         let mut matrix = Matrix {
-            data: match weight.encoding() {
-                Encoding::Dense(bytes) => Data::Dense(bytes, dtype),
-                Encoding::Bitmask(bits) => Data::Bitmask(bits, dtype),
+            data: match (weight.encoding(), weight.scales()) {
+                (Encoding::Dense(bytes), _) => Data::Dense(bytes, dtype),
+                (Encoding::Bitmask(bits), None) => Data::Bitmask(bits, dtype),
+                (Encoding::Bitmask(bits), Some(_)) => scaled(bits, weight),
             },
             scale: Scale::All(1.0),
             first: 0,
@@ -192,6 +201,10 @@ pub fn hash_weight(weight: &Weight, hash: &mut Hash) {
         Encoding::Bitmask(bits) => {
             hash.write(&bits.mask);
             hash.write(&bits.values);
+            if let Some(scales) = weight.scales() {
+                hash.write(&scales.group.to_le_bytes());
+                hash.write(&scales.values);
+            }
         }
     }
 }

@@ -243,7 +243,7 @@ pub(super) fn lower(
         }
     }
     let tokens = Tokens::find(model, shapes, options)?;
-    let dense_bytes = |w: &Weight| w.numel() * w.dtype().size();
+    let dense_bytes = |w: &Weight| w.numel() * w.element_dtype().size();
     let context = |unit| Context {
         model,
         shapes,

@@ -16,6 +16,9 @@ fn data(context: &Context<'_>, i: usize) -> Result<(Data, &'static str)> {
     let Some(weight) = context.model.weights().get(name) else {
         return Ok((Data::Input, "f32"));
     };
+    if weight.scales().is_some() {
+        return Err(context.refuse(format!("input {i}, `{name}`, is of I8 with scales")));
+    }
     let dtype = weight.dtype();
     let word = match (dtype, weight.is_sparse()) {
         (DType::F32, false) => "f32",

@@ -7,7 +7,6 @@ use super::decide::decide;
 use super::matrix::{Matrix, Scale};
 use super::packing::{Packing, packed_bytes, packed_rows, panel_name};
 use super::{Context, Lowered, LoweredStep};
-use crate::kernels::cpu::Kernel;
 use crate::kernels::cpu::chunk::Chunk;
 use crate::kernels::cpu::conv::{Conv, ConvGeometry, PanelSet};
 use crate::kernels::cpu::linear::Linear;
@@ -15,6 +14,7 @@ use crate::kernels::cpu::lookup::{Lookup, LookupRows};
 use crate::kernels::cpu::outputs::{OutputPanels, Outputs};
 use crate::kernels::cpu::rows::Rows;
 use crate::kernels::cpu::weights::PanelWeights;
+use crate::kernels::cpu::{Isa, Kernel};
 use crate::model::{Op, Weight, padding_for};
 use crate::plan::{Residency, StepInfo, Weighted};
 use crate::{DType, Model, Result};
@@ -38,11 +38,13 @@ pub(super) fn packed_inputs<'u>(model: &Model, unit: &'u Unit<'_>) -> Vec<&'u St
 fn weight_of<'m>(context: &Context<'m>, i: usize) -> Result<&'m Weight> {
     let name = &context.unit.inputs[i];
     let weight = context.model.weights().get(name);
-    weight.filter(|w| w.dtype().is_float()).ok_or_else(|| {
-        context.refuse(format!(
-            "input {i}, `{name}`, must be a floating-point constant"
-        ))
-    })
+    weight
+        .filter(|w| w.element_dtype().is_float())
+        .ok_or_else(|| {
+            context.refuse(format!(
+                "input {i}, `{name}`, must be a floating-point constant"
+            ))
+        })
 }
 
 /// A weighted layer with its form chosen and its weights made.
@@ -270,7 +272,7 @@ fn prepare_linear(context: &Context<'_>, linear: &LinearUse<'_>) -> Result<Prepa
             only,
             expand: match rows {
                 Some((v, _)) => v.form.is_dense(),
-                None => context.is_small,
+                None => context.is_small && weight.scales().is_none(),
             },
         });
     }
@@ -372,24 +374,26 @@ pub(super) fn linear(
         Weights::Rows(rows, residency) => {
             let bias = bias_of(context, linear)?;
             let bytes = rows.byte_len() + bias.len() * 4;
-            let dtype = short(rows.dtype());
+            let rounded = is_rounded(context, &rows, few);
+            let operands = operands(&rows, rounded);
+            let isa = isa_of(context, rounded, few);
             let form = variant.form.name();
             if few {
                 let macs = rows.stored();
-                let name = format!("{dtype}_linear_{form}_rows_{}", context.options.isa);
+                let name = format!("{operands}_linear_{form}_rows_{isa}");
                 let kernel = Kernel::Linear(Linear {
                     rows,
                     bias: bias.into(),
                     count: columns,
                     tokens,
+                    rounded,
                     clamp: unit.clamp,
                 });
                 (kernel, residency, bytes, macs, name)
             } else {
                 let (m, v) = context.options.isa.chunk_tile();
-                let isa = context.isa();
-                let name = format!("{dtype}_linear_{form}_chunk_{m}x{v}_{isa}");
-                let kernel = Chunk::new(rows, bias.into(), columns, tokens, unit.clamp);
+                let name = format!("{operands}_linear_{form}_chunk_{m}x{v}_{isa}");
+                let kernel = Chunk::new(rows, bias.into(), columns, tokens, rounded, unit.clamp);
                 (Kernel::Chunk(kernel), residency, bytes, outer * inner, name)
             }
         }
@@ -421,6 +425,31 @@ pub(super) fn linear(
         out_len: out.iter().product(),
     });
     Ok(())
+}
+
+/// Whether the inputs of a layer, of few columns or of many, are rounded as its weights are.
+fn is_rounded(context: &Context<'_>, rows: &Rows, few: bool) -> bool {
+    let dtype = rows.dtype();
+    context.options.round_inputs && (dtype == DType::BF16 || dtype == DType::I8 && few)
+}
+
+/// The instruction set of the kernel of a layer, of few columns or of many.
+fn isa_of(context: &Context<'_>, rounded: bool, few: bool) -> Isa {
+    match context.options.isa {
+        isa if rounded => isa,
+        Isa::Avx512Bf16 if few => Isa::Avx512Vbmi2,
+        isa if few => isa,
+        isa => isa.base(),
+    }
+}
+
+/// The words for the dtype of the weights, and of the inputs where they are rounded, in kernel names.
+fn operands(rows: &Rows, rounded: bool) -> String {
+    let name = short(rows.dtype());
+    match rounded {
+        true => format!("{name}x{name}"),
+        false => name,
+    }
 }
 
 /// The word for a dtype in kernel names.

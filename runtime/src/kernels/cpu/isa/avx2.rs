@@ -41,6 +41,7 @@ unsafe fn widen8<E: Element>(p: *const u8) -> __m256 {
     unsafe {
         match E::KIND {
             Kind::F32 => _mm256_loadu_ps(p.cast()),
+            Kind::I8 => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))),
             Kind::F16 => _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
             Kind::Bf16 => {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
@@ -250,7 +251,7 @@ unsafe impl Simd for Avx2 {
                 return Self::load_mask(p.cast(), first(n));
             }
             let mut copy = [0u16; LANES];
-            std::ptr::copy_nonoverlapping(p, copy.as_mut_ptr().cast(), n.min(LANES) * 2);
+            std::ptr::copy_nonoverlapping(p, copy.as_mut_ptr().cast(), n.min(LANES) * E::SIZE);
             Self::widen::<E>(copy.as_ptr().cast())
         }
     }

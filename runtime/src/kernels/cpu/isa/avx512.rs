@@ -3,18 +3,20 @@
 use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, Task, first};
 use std::arch::x86_64::*;
 
-/// The AVX-512 token; with `VBMI2` it has those instructions too.
+/// The AVX-512 token; with `VBMI2` it has those instructions too, with `BF16` those and VNNI as well.
 #[derive(Clone, Copy)]
-pub struct Avx512<const VBMI2: bool>;
+pub struct Avx512<const VBMI2: bool, const BF16: bool>;
 
 // SAFETY: one intrinsic each, with the memory behaviour that `Simd` asks for; masked-off lanes
 // are neither read nor written.
-unsafe impl<const VBMI2: bool> Simd for Avx512<VBMI2> {
+unsafe impl<const VBMI2: bool, const BF16: bool> Simd for Avx512<VBMI2, BF16> {
     type V = __m512;
     const MR: usize = 6;
     const NV: usize = 4;
     const MANY: bool = true;
     const PAIRS: bool = VBMI2;
+    const DOT: bool = VBMI2 && BF16;
+    const BYTES: bool = VBMI2 && BF16;
 
     #[inline(always)]
     unsafe fn call<T: Task>(task: T) {
@@ -131,6 +133,7 @@ unsafe impl<const VBMI2: bool> Simd for Avx512<VBMI2> {
         unsafe {
             match E::KIND {
                 Kind::F32 => _mm512_loadu_ps(p.cast()),
+                Kind::I8 => bytes16(_mm_loadu_si128(p.cast())),
                 _ => widen16::<E>(_mm256_loadu_si256(p.cast())),
             }
         }
@@ -140,6 +143,7 @@ unsafe impl<const VBMI2: bool> Simd for Avx512<VBMI2> {
         unsafe {
             match E::KIND {
                 Kind::F32 => _mm512_maskz_loadu_ps(first(n), p.cast()),
+                Kind::I8 => bytes16(_mm_maskz_loadu_epi8(first(n), p.cast())),
                 _ => widen16::<E>(_mm256_maskz_loadu_epi16(first(n), p.cast())),
             }
         }
@@ -171,6 +175,105 @@ unsafe impl<const VBMI2: bool> Simd for Avx512<VBMI2> {
                 *found = _mm512_permutex2var_ps(vector(0), indices, vector(1));
             }
             found
+        }
+    }
+    #[inline(always)]
+    unsafe fn round(v: __m512) -> __m512 {
+        unsafe {
+            // Half of the last kept bit, less one where that bit is 0: ties go to even. NaN stays.
+            let x = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(x), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(0x7fff)), odd);
+            let cut = _mm512_and_si512(up, _mm512_set1_epi32(!0xffff));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            _mm512_mask_mov_ps(_mm512_castsi512_ps(cut), nan, v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_words(low: __m512, high: __m512) -> __m512 {
+        unsafe { bits(_mm512_cvtne2ps_pbh(high, low)) }
+    }
+    #[inline(always)]
+    unsafe fn words(p: *const u8, n: usize) -> __m512 {
+        unsafe {
+            match n {
+                32 => _mm512_loadu_ps(p.cast()),
+                _ => _mm512_castsi512_ps(_mm512_maskz_loadu_epi16((1 << n) - 1, p.cast())),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn expand_words(p: *const u8, mask: u32) -> __m512 {
+        unsafe {
+            let packed = in_register(_mm512_loadu_ps(p.cast()));
+            let words = _mm512_maskz_expand_epi16(mask, _mm512_castps_si512(packed));
+            _mm512_castsi512_ps(words)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot(a: __m512, b: __m512, sum: __m512) -> __m512 {
+        unsafe { _mm512_dpbf16_ps(sum, pairs(a), pairs(b)) }
+    }
+    #[inline(always)]
+    unsafe fn expand_bytes(p: *const u8, mask: u64) -> __m512 {
+        unsafe {
+            let packed = in_register(_mm512_loadu_ps(p.cast()));
+            let bytes = _mm512_maskz_expand_epi8(mask, _mm512_castps_si512(packed));
+            _mm512_castsi512_ps(bytes)
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_bytes(p: *const f32, n: usize, group: usize) -> (__m512, u64, [f32; 2]) {
+        unsafe {
+            let (mut x, mut size) = ([_mm512_setzero_ps(); 4], [_mm512_setzero_si512(); 4]);
+            for i in 0..4 {
+                let left = n.saturating_sub(i * LANES);
+                x[i] = Self::load_mask(p.wrapping_add(i * LANES), first(left));
+                size[i] = _mm512_castps_si512(_mm512_abs_ps(x[i]));
+            }
+            // As bits NaN is above infinity, so that it stays.
+            let low = _mm512_reduce_max_epi32(_mm512_max_epi32(size[0], size[1]));
+            let high = _mm512_reduce_max_epi32(_mm512_max_epi32(size[2], size[3]));
+            let largest = match group {
+                32 => [low, high],
+                _ => [low.max(high); 2],
+            };
+            let largest = largest.map(|bits| f32::from_bits(bits as u32));
+            let inverse = |m: f32| if m > 0.0 { 127.0 / m } else { 0.0 };
+            let inverse = [inverse(largest[0]), inverse(largest[1])];
+            let (mut bytes, mut negative) = (_mm512_setzero_si512(), 0);
+            for i in (0..4).rev() {
+                let factor = _mm512_set1_ps(inverse[i / 2]);
+                let q = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], factor));
+                negative = negative << 16 | u64::from(_mm512_movepi32_mask(q));
+                let narrow = _mm512_cvtepi32_epi8(_mm512_abs_epi32(q));
+                // Quarters move up by one; this one becomes the lowest.
+                bytes = _mm512_alignr_epi64::<6>(bytes, bytes);
+                bytes = _mm512_inserti32x4::<0>(bytes, narrow);
+            }
+            let scales = [largest[0] / 127.0, largest[1] / 127.0];
+            (_mm512_castsi512_ps(bytes), negative, scales)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(w: __m512, x: __m512, negative: u64) -> __m512 {
+        unsafe {
+            let (w, zero) = (_mm512_castps_si512(w), _mm512_setzero_si512());
+            let w = _mm512_mask_sub_epi8(w, negative, zero, w);
+            _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(zero, _mm512_castps_si512(x), w))
+        }
+    }
+    #[inline(always)]
+    unsafe fn pick(scales: __m512, block: usize, group: usize) -> __m512 {
+        unsafe {
+            let index = match group {
+                32 => {
+                    let halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+                    _mm512_add_epi32(halves, _mm512_set1_epi32(2 * block as i32))
+                }
+                _ => _mm512_set1_epi32(block as i32),
+            };
+            _mm512_permutexvar_ps(index, scales)
         }
     }
     #[inline(always)]
@@ -226,6 +329,27 @@ unsafe fn in_register(mut v: __m512) -> __m512 {
         std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags));
     }
     v
+}
+
+/// Sixteen signed bytes as f32.
+#[inline(always)]
+unsafe fn bytes16(v: __m128i) -> __m512 {
+    // SAFETY: the caller runs with AVX-512F.
+    unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v)) }
+}
+
+/// The same bits as pairs of bfloat16.
+#[inline(always)]
+fn pairs(v: __m512) -> __m512bh {
+    // SAFETY: 64 bytes of which every pattern is valid.
+    unsafe { std::mem::transmute(v) }
+}
+
+/// The same bits as sixteen f32.
+#[inline(always)]
+fn bits(v: __m512bh) -> __m512 {
+    // SAFETY: as `pairs`.
+    unsafe { std::mem::transmute(v) }
 }
 
 #[inline(always)]

@@ -32,16 +32,19 @@ pub enum Isa {
     Avx512,
     /// The same with VBMI2, which expands 16-bit values.
     Avx512Vbmi2,
+    /// The same with BF16 and VNNI, which multiply pairs of bfloat16 and fours of bytes.
+    Avx512Bf16,
 }
 
 impl Isa {
     /// Every instruction set; those of one architecture slowest first.
-    pub const ALL: [Isa; 5] = [
+    pub const ALL: [Isa; 6] = [
         Isa::Scalar,
         Isa::Neon,
         Isa::Avx2,
         Isa::Avx512,
         Isa::Avx512Vbmi2,
+        Isa::Avx512Bf16,
     ];
 
     /// Its name in kernel names, options and reports.
@@ -52,13 +55,14 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vbmi2 => "avx512vbmi2",
+            Isa::Avx512Bf16 => "avx512bf16",
         }
     }
 
     /// The one whose kernels it runs where it has none of its own.
     pub(crate) const fn base(self) -> Isa {
         match self {
-            Isa::Avx512Vbmi2 => Isa::Avx512,
+            Isa::Avx512Vbmi2 | Isa::Avx512Bf16 => Isa::Avx512,
             other => other,
         }
     }
@@ -89,6 +93,12 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vbmi2 => {
                 Isa::Avx512.is_available() && is_x86_feature_detected!("avx512vbmi2")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => {
+                Isa::Avx512Vbmi2.is_available()
+                    && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vnni")
             }
             _ => false,
         }
@@ -139,7 +149,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::Avx2::MR,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Vbmi2 => avx512::Avx512::<false>::MR,
+            Isa::Avx512 | Isa::Avx512Vbmi2 | Isa::Avx512Bf16 => avx512::Avx512::<false, false>::MR,
             _ => scalar::Scalar::MR,
         }
     }
@@ -147,7 +157,7 @@ impl Isa {
     /// Rows and vectors of the register tile of linear layers of many columns.
     pub(crate) fn chunk_tile(self) -> (usize, usize) {
         match self {
-            Isa::Avx512 | Isa::Avx512Vbmi2 => (6, 4),
+            Isa::Avx512 | Isa::Avx512Vbmi2 | Isa::Avx512Bf16 => (6, 4),
             _ => (6, 1),
         }
     }
@@ -160,7 +170,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::Avx2::MANY,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Vbmi2 => avx512::Avx512::<false>::MANY,
+            Isa::Avx512 | Isa::Avx512Vbmi2 | Isa::Avx512Bf16 => {
+                avx512::Avx512::<false, false>::MANY
+            }
             _ => scalar::Scalar::MANY,
         }
     }
@@ -181,6 +193,13 @@ impl Isa {
                 Isa::Avx512 => run_avx512(kernel, io),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512Vbmi2 => match kernel {
+                    Kernel::Linear(linear) => run_vbmi2(linear, io),
+                    _ => run_avx512(kernel, io),
+                },
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Bf16 => match kernel {
+                    Kernel::Chunk(chunk) if chunk.is_rounded() => run_bf16(kernel, io),
+                    Kernel::Linear(linear) if linear.rounded => run_bf16(kernel, io),
                     Kernel::Linear(linear) => run_vbmi2(linear, io),
                     _ => run_avx512(kernel, io),
                 },
@@ -299,7 +318,7 @@ unsafe fn run_avx2(kernel: &Kernel, io: &Io<'_>) {
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
 unsafe fn run_avx512(kernel: &Kernel, io: &Io<'_>) {
     // SAFETY: the caller's promise; the features are enabled here.
-    unsafe { kernel.run::<avx512::Avx512<false>>(io) }
+    unsafe { kernel.run::<avx512::Avx512<false, false>>(io) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -308,5 +327,20 @@ unsafe fn run_avx512(kernel: &Kernel, io: &Io<'_>) {
 )]
 unsafe fn run_vbmi2(linear: &Linear, io: &Io<'_>) {
     // SAFETY: the caller's promise; the features are enabled here.
-    unsafe { linear.run::<avx512::Avx512<true>>(io) }
+    unsafe { linear.run::<avx512::Avx512<true, false>>(io) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(
+    enable = "avx512bf16,avx512vnni,avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
+)]
+unsafe fn run_bf16(kernel: &Kernel, io: &Io<'_>) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe {
+        match kernel {
+            Kernel::Linear(k) => k.run::<avx512::Avx512<true, true>>(io),
+            Kernel::Chunk(k) => k.run::<avx512::Avx512<true, true>>(io),
+            _ => run_avx512(kernel, io),
+        }
+    }
 }

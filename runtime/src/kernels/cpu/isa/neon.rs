@@ -263,6 +263,34 @@ unsafe fn expand_words(p: *const u8, bits: u8) -> uint16x8_t {
     }
 }
 
+/// Byte `i` of `bits` is the next one at `p`; others are 0. Reads eight.
+#[inline(always)]
+unsafe fn expand_bytes(p: *const u8, bits: u8) -> u64 {
+    // SAFETY: the caller gives eight readable values.
+    unsafe {
+        // The table has pairs of bytes: twice where a value comes from, or what gives 0.
+        let pairs = vld1q_u8(WORDS.0[usize::from(bits)].as_ptr());
+        let index = vshr_n_u8::<1>(vuzp1_u8(vget_low_u8(pairs), vget_high_u8(pairs)));
+        vget_lane_u64::<0>(vreinterpret_u64_u8(vtbl1_u8(vld1_u8(p), index)))
+    }
+}
+
+/// Sixteen signed bytes as f32.
+#[inline(always)]
+unsafe fn bytes16(v: int8x16_t) -> V {
+    // SAFETY: the caller runs with NEON.
+    unsafe {
+        let (low, high) = (vmovl_s8(vget_low_s8(v)), vmovl_s8(vget_high_s8(v)));
+        let four = |v| vcvtq_f32_s32(vmovl_s16(v));
+        float32x4x4_t(
+            four(vget_low_s16(low)),
+            four(vget_high_s16(low)),
+            four(vget_low_s16(high)),
+            four(vget_high_s16(high)),
+        )
+    }
+}
+
 /// Lane `i` of `bits < 16` is the next f32 at `p`; others are 0. Reads four.
 #[inline(always)]
 unsafe fn expand_quad(p: *const u8, bits: u16) -> float32x4_t {
@@ -450,6 +478,7 @@ unsafe impl Simd for Neon {
         unsafe {
             match E::KIND {
                 Kind::F32 => Self::load(p.cast()),
+                Kind::I8 => bytes16(vld1q_s8(p.cast())),
                 _ => wide::<E>(vld1q_u16(p.cast()), vld1q_u16(p.add(16).cast())),
             }
         }
@@ -459,6 +488,11 @@ unsafe impl Simd for Neon {
         unsafe {
             match E::KIND {
                 Kind::F32 => load_lanes(p.cast(), (1 << n) - 1),
+                Kind::I8 => {
+                    let mut copy = [0i8; LANES];
+                    std::ptr::copy_nonoverlapping(p.cast(), copy.as_mut_ptr(), n.min(LANES));
+                    bytes16(vld1q_s8(copy.as_ptr()))
+                }
                 _ => {
                     let words = load_words(p, n);
                     wide::<E>(words.0, words.1)
@@ -482,6 +516,12 @@ unsafe impl Simd for Neon {
                         expand_quad(middle, mask >> 8),
                         expand_quad(middle.add(third * 4), mask >> 12),
                     )
+                }
+                Kind::I8 => {
+                    let part = |p, bits| vcreate_u8(expand_bytes(p, bits));
+                    let bytes =
+                        vcombine_u8(part(p, mask as u8), part(p.add(low), (mask >> 8) as u8));
+                    bytes16(vreinterpretq_s8_u8(bytes))
                 }
                 _ => wide::<E>(
                     expand_words(p, mask as u8),
@@ -612,6 +652,7 @@ mod tests {
     fn stored<E: Element>() -> Vec<u8> {
         let value = |i: u32| match E::KIND {
             Kind::F32 => (i as f32 - 7.5).to_le_bytes().to_vec(),
+            Kind::I8 => vec![(37 * i) as u8],
             _ => (0x3c01 + 0x111 * i as u16).to_le_bytes().to_vec(),
         };
         (0..LANES as u32).flat_map(value).collect()
@@ -643,6 +684,7 @@ mod tests {
         expands::<F32>();
         expands::<F16>();
         expands::<Bf16>();
+        expands::<I8>();
     }
 
     #[test]

@@ -159,6 +159,7 @@ unsafe fn value<E: Element>(p: *const u8) -> f32 {
             Kind::F32 => f32::from_le_bytes(p.cast::<[u8; 4]>().read()),
             Kind::F16 => f16::from_le_bytes(p.cast::<[u8; 2]>().read()).to_f32(),
             Kind::Bf16 => bf16::from_le_bytes(p.cast::<[u8; 2]>().read()).to_f32(),
+            Kind::I8 => f32::from(p.cast::<i8>().read()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Rows of which every element is stored.
 
 use super::{Cursor, Layout, Rows, Source, prefetch_part};
-use crate::kernels::cpu::simd::{Element, LANES, Simd};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -72,6 +72,21 @@ impl<E: Element> Cursor for DenseCursor<E> {
     unsafe fn rest<S: Simd>(&mut self, n: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { S::widen_first::<E>(self.next, n) }
+    }
+
+    #[inline(always)]
+    fn has_words<S: Simd>() -> bool {
+        S::DOT && E::KIND == Kind::Bf16
+    }
+
+    #[inline(always)]
+    unsafe fn words<S: Simd>(&mut self, n: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let v = S::words(self.next, n);
+            self.next = self.next.wrapping_add(2 * LANES * E::SIZE);
+            v
+        }
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Rows in the bitmask encoding.
 
 use super::{Cursor, Layout, Rows, SLACK, Source, prefetch_part, start};
-use crate::kernels::cpu::simd::{Element, Kind, Simd};
+use crate::kernels::cpu::simd::{Element, I8, Kind, Simd};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -152,8 +152,59 @@ impl<E: Element> Cursor for MaskCursor<E> {
     }
 
     #[inline(always)]
+    fn has_words<S: Simd>() -> bool {
+        S::DOT && E::KIND == Kind::Bf16
+    }
+
+    #[inline(always)]
+    unsafe fn words<S: Simd>(&mut self, n: usize) -> S::V {
+        // SAFETY: as `next`, for `n`; the mask has a byte for each eight weights.
+        unsafe {
+            let mut bits = 0;
+            match n {
+                32 => bits = u32::from_le(self.mask.cast::<u32>().read_unaligned()),
+                _ => {
+                    for i in 0..n.div_ceil(8) {
+                        bits |= u32::from(*self.mask.add(i)) << (8 * i);
+                    }
+                }
+            }
+            self.mask = self.mask.wrapping_add(4);
+            let v = S::expand_words(self.values, bits);
+            self.values = self.values.add(bits.count_ones() as usize * E::SIZE);
+            v
+        }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch<S: Simd>(&self, bytes: usize) {
         // SAFETY: any address may be asked for.
         unsafe { S::prefetch(self.values.wrapping_add(bytes)) }
+    }
+}
+
+impl MaskCursor<I8> {
+    /// The next `n <= 64` bytes; others are 0.
+    ///
+    /// # Safety
+    /// As [`Cursor::bytes`].
+    #[inline(always)]
+    pub(super) unsafe fn expand_bytes<S: Simd>(&mut self, n: usize) -> S::V {
+        // SAFETY: whole vectors may be read; the mask has a byte for each eight weights.
+        unsafe {
+            let mut bits = 0;
+            match n {
+                64 => bits = u64::from_le(self.mask.cast::<u64>().read_unaligned()),
+                _ => {
+                    for i in 0..n.div_ceil(8) {
+                        bits |= u64::from(*self.mask.add(i)) << (8 * i);
+                    }
+                }
+            }
+            self.mask = self.mask.wrapping_add(8);
+            let v = S::expand_bytes(self.values, bits);
+            self.values = self.values.add(bits.count_ones() as usize);
+            v
+        }
     }
 }

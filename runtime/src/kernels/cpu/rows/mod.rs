@@ -2,12 +2,14 @@
 
 mod dense;
 mod masked;
+mod scaled;
 
 use super::simd::{Bf16, F16, F32, LANES, Simd};
 use crate::DType;
 use crate::model::{Bytes, Encoding, Weight};
 use dense::Dense;
 use masked::Masked;
+use scaled::Scaled;
 use std::ops::Range;
 
 /// A weight matrix `[outer, inner]`, executed from the model's own bytes.
@@ -19,6 +21,16 @@ pub struct Rows {
     layout: Layout,
     /// Rows, from the first one on, of which whole vectors may be read.
     whole: usize,
+    /// Of signed bytes.
+    scaling: Option<Scaling>,
+}
+
+/// A scale for each group of a row's columns.
+#[derive(Clone, Debug)]
+struct Scaling {
+    group: usize,
+    /// bfloat16.
+    scales: Bytes,
 }
 
 #[derive(Clone, Debug)]
@@ -33,7 +45,7 @@ enum Layout {
 }
 
 impl Rows {
-    /// The rows of a weight of a floating-point dtype; clones no bytes.
+    /// The rows of a weight of a floating-point dtype or with scales; clones no bytes.
     pub fn new(weight: &Weight) -> Option<Rows> {
         let (outer, inner) = weight.matrix();
         let whole = match weight.encoding() {
@@ -45,7 +57,7 @@ impl Rows {
                 outer - (0..outer).rev().take_while(|&r| !fits(r)).count()
             }
         };
-        weight.dtype().is_float().then(|| Rows {
+        weight.element_dtype().is_float().then(|| Rows {
             dtype: weight.dtype(),
             outer,
             inner,
@@ -58,7 +70,16 @@ impl Rows {
                 },
             },
             whole,
+            scaling: weight.scales().map(|s| Scaling {
+                group: s.group,
+                scales: s.values.clone(),
+            }),
         })
+    }
+
+    /// Columns of a group of signed bytes.
+    pub(super) fn group(&self) -> Option<usize> {
+        self.scaling.as_ref().map(|s| s.group)
     }
 
     /// Rows, from the first one on, that [`Source::whole`] gives access to.
@@ -80,6 +101,12 @@ impl Rows {
     pub fn inner(&self) -> usize {
         self.inner
     }
+
+    /// Whether every element is stored.
+    pub fn is_dense(&self) -> bool {
+        matches!(self.layout, Layout::Dense(_))
+    }
+
     /// Stored values.
     pub fn stored(&self) -> usize {
         let (Layout::Dense(values) | Layout::Bitmask { values, .. }) = &self.layout;
@@ -88,14 +115,16 @@ impl Rows {
 
     /// Bytes that a run reads.
     pub fn byte_len(&self) -> usize {
-        match &self.layout {
-            Layout::Dense(values) => values.len(),
-            Layout::Bitmask {
-                mask,
-                values,
-                offsets,
-            } => mask.len() + values.len() + offsets.len(),
-        }
+        let scales = self.scaling.as_ref().map_or(0, |s| s.scales.len());
+        scales
+            + match &self.layout {
+                Layout::Dense(values) => values.len(),
+                Layout::Bitmask {
+                    mask,
+                    values,
+                    offsets,
+                } => mask.len() + values.len() + offsets.len(),
+            }
     }
 
     /// Elements of scratch that [`Source::of`] needs for blocks of `rows` rows.
@@ -117,14 +146,15 @@ impl Rows {
                 (Layout::Dense(_), _) => visit.rows::<Dense<F32>>(),
                 (Layout::Bitmask { .. }, DType::F16) => visit.rows::<Masked<F16>>(),
                 (Layout::Bitmask { .. }, DType::BF16) => visit.rows::<Masked<Bf16>>(),
+                (Layout::Bitmask { .. }, DType::I8) => visit.rows::<Scaled>(),
                 (Layout::Bitmask { .. }, _) => visit.rows::<Masked<F32>>(),
             }
         }
     }
 }
 
-/// Values behind a place that may be read with it: those of [`Cursor::next_pairs`].
-const SLACK: usize = 2 * LANES;
+/// Values behind a place that may be read with it: those of [`Cursor::bytes`].
+const SLACK: usize = 4 * LANES;
 
 /// Where row `row` starts, in elements.
 #[inline(always)]
@@ -198,6 +228,41 @@ pub(super) trait Cursor: Copy {
     /// The CPU has the features of `S`; the row has 32 more weights, and pairs.
     unsafe fn next_pairs<S: Simd>(&mut self) -> (S::V, S::V) {
         unreachable!("only called where there are pairs")
+    }
+
+    /// Whether [`words`](Cursor::words) is there.
+    fn has_words<S: Simd>() -> bool {
+        false
+    }
+
+    /// The next `n <= 32` bfloat16; other words are 0.
+    ///
+    /// # Safety
+    /// The CPU has the features of `S`; the row has `n` more weights, and words; fewer than 32 only
+    /// at its end.
+    unsafe fn words<S: Simd>(&mut self, _: usize) -> S::V {
+        unreachable!("only called where there are words")
+    }
+
+    /// Whether [`bytes`](Cursor::bytes) and [`scales`](Cursor::scales) are there.
+    fn has_bytes<S: Simd>() -> bool {
+        false
+    }
+
+    /// The next `n <= 64` bytes, without their scales; other bytes are 0.
+    ///
+    /// # Safety
+    /// As [`words`](Cursor::words), for 64 bytes.
+    unsafe fn bytes<S: Simd>(&mut self, _: usize) -> S::V {
+        unreachable!("only called where there are bytes")
+    }
+
+    /// The scales of `n` groups of the row, sixteen at most, from group `from` on; others are 0.
+    ///
+    /// # Safety
+    /// The CPU has the features of `S`; the row has these groups, and bytes.
+    unsafe fn scales<S: Simd>(&self, _: usize, _: usize) -> S::V {
+        unreachable!("only called where there are bytes")
     }
 
     /// Asks for the values `bytes` further.
