@@ -5,9 +5,10 @@ use lacuna::{Model, Session, SessionOptions, TensorView};
 use lacuna_convert::{Options, export_onnx, open, untrained};
 use std::path::Path;
 
-fn network(arch: &str) -> Model {
+fn network(arch: &str, shape: [usize; 4]) -> Model {
     let options = Options {
         arch: Some(arch.into()),
+        input: Some(shape.map(Dim::Fixed).to_vec()),
         ..Options::default()
     };
     untrained(&options, 5).unwrap()
@@ -55,13 +56,9 @@ fn networks_come_back_with_the_same_weights_and_answers() {
         ("mobilenet-v2", [1, 3, 64, 64]),
     ] {
         let path = folder.path().join(format!("{arch}.onnx"));
-        let model = sparse(&network(arch));
+        let model = sparse(&network(arch, shape));
         export_onnx(&model, &path).unwrap();
-        let options = Options {
-            input: Some(shape.map(Dim::Fixed).to_vec()),
-            ..Options::default()
-        };
-        let back = open(&path, &options).unwrap();
+        let back = open(&path, &Options::default()).unwrap();
         for (name, weight) in model.weights() {
             let theirs = &back.weights()[name];
             assert_eq!(weight.shape(), theirs.shape(), "{arch} {name}");

@@ -129,8 +129,11 @@ impl Epoch {
 
 impl Latency {
     pub fn parse(text: &str) -> Result<Latency, String> {
-        let latency: Latency = serde_json::from_str(text.trim())
-            .map_err(|e| format!("{e}; `lacuna-bench MODEL --layers --json` prints it"))?;
+        // A line of its own, before or after the figures of the whole model.
+        let mut lines = text.lines().map(serde_json::from_str::<Latency>);
+        let latency = lines
+            .find_map(Result::ok)
+            .ok_or("no latency by layer; `lacuna-bench MODEL --layers --json` prints it")?;
         version(latency.schema)?;
         Ok(latency)
     }
