@@ -74,7 +74,7 @@ pub fn bars(id: &str, title: &str, rows: &[Row]) -> String {
     svg(id, title, (WIDTH, all), |area| {
         for (i, row) in (0..).zip(rows) {
             let top = i * height + 4;
-            let middle = top + (height - 4) / 2;
+            let middle = top + 5 * lanes;
             let label = shortened(&row.label, 44);
             text(
                 area,
