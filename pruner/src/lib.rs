@@ -27,6 +27,7 @@ mod error;
 pub mod eval;
 mod layer;
 mod origin;
+pub mod page;
 pub mod perplexity;
 pub mod plan;
 mod prepared;

@@ -131,7 +131,7 @@ fn an_output_that_is_the_mapped_input_is_refused() {
     let said = String::from_utf8_lossy(&run.stderr);
     assert!(!run.status.success(), "{said}");
     assert!(
-        said.contains("m.safetensors") && said.contains("mapped from"),
+        said.contains("m.safetensors") && said.contains("is what is read"),
         "{said}"
     );
     assert_eq!(std::fs::read(&path).unwrap(), old);

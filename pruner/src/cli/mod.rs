@@ -6,8 +6,10 @@ mod eval;
 mod export;
 mod generate;
 mod inspect;
+mod manual;
 mod outcome;
 mod prune;
+mod report;
 mod run;
 mod text;
 mod train;
@@ -57,8 +59,14 @@ enum Verb {
     Generate(generate::Generate),
     /// Writes a model for other programs
     Export(export::Export),
+    /// Writes a page about a pruned model
+    Report(report::Report),
     /// Prunes the model that comes with the project and shows what it brings and costs
     Demo(demo::Demo),
+    /// Prints what makes a shell complete this program's verbs and flags
+    Completions(manual::Completions),
+    /// Prints the manual page
+    Man(manual::Man),
 }
 
 impl Cli {
@@ -76,7 +84,10 @@ impl Cli {
             Verb::Eval(v) => v.run(),
             Verb::Generate(v) => v.run(),
             Verb::Export(v) => v.run(),
+            Verb::Report(v) => v.run(),
             Verb::Demo(v) => v.run(),
+            Verb::Completions(v) => v.run(),
+            Verb::Man(v) => v.run(),
         }
     }
 }

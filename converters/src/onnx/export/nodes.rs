@@ -67,6 +67,29 @@ fn window(window: &Window) -> Vec<AttributeProto> {
     list
 }
 
+/// A step of FastGRNN from the operators that ONNX has, but for the last: the sum of what is returned.
+fn fast_grnn(b: &mut Builder<'_>, node: &Node) -> Vec<String> {
+    let [u, h, gate, update, zeta, nu] = [0, 1, 2, 3, 4, 5].map(|i| node.inputs[i].clone());
+    let one = b.scalar(node, "one", 1.0);
+    let mut of = |op: &str, from: &[&String]| {
+        b.inner(
+            node,
+            op,
+            from.iter().map(|s| s.to_string()).collect(),
+            vec![],
+        )
+    };
+    let gate = of("Add", &[&u, &gate]);
+    let z = of("Sigmoid", &[&gate]);
+    let update = of("Add", &[&u, &update]);
+    let c = of("Tanh", &[&update]);
+    let (zeta, nu) = (of("Sigmoid", &[&zeta]), of("Sigmoid", &[&nu]));
+    let open = of("Sub", &[&one, &z]);
+    let open = of("Mul", &[&open, &zeta]);
+    let weight = of("Add", &[&open, &nu]);
+    vec![of("Mul", &[&z, &h]), of("Mul", &[&weight, &c])]
+}
+
 /// Adds a node.
 pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
     let mut inputs = node.inputs.clone();
@@ -201,6 +224,11 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
             b.last(node, "Mul", vec![x, gate], vec![]);
             return Ok(());
         }
+        Op::FastGRNN => {
+            let parts = fast_grnn(b, node);
+            b.last(node, "Add", parts, vec![]);
+            return Ok(());
+        }
         Op::Relu
         | Op::HardSwish
         | Op::Sigmoid
@@ -211,14 +239,12 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
         | Op::Mul
         | Op::Div
         | Op::Identity => vec![],
-        Op::FastGRNN => return Err("is no operator of ONNX".into()),
         Op::RotaryEmbedding { .. }
         | Op::PositionEmbedding
         | Op::Attention { .. }
-        | Op::MaskedMean
-        | Op::FastGRNN => {
+        | Op::MaskedMean => {
             return Err(
-                "has no form in ONNX here: language models and recurrent cells keep a state from run to run; \
+                "has no form in ONNX here: language models keep keys, values and positions from run to run; \
                  export their weights with --dense"
                     .into(),
             );
