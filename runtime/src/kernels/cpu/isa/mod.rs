@@ -291,7 +291,7 @@ unsafe fn product_avx2(product: &Product<'_>, a: *const f32, b: *const f32, c: *
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
 unsafe fn product_avx512(product: &Product<'_>, a: *const f32, b: *const f32, c: *mut f32) {
     // SAFETY: the caller's promise; the features are enabled here.
-    unsafe { product.tiles::<avx512::Avx512<false>>(a, b, c) }
+    unsafe { product.tiles::<avx512::Avx512<false, false>>(a, b, c) }
 }
 
 impl fmt::Display for Isa {
