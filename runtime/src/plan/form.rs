@@ -178,9 +178,9 @@ impl FromStr for Variant {
                 known.join(", ")
             )
         };
-        let streams = Form::ALL.into_iter().filter(|f| f.is_stream());
+        let mut streams = Form::ALL.into_iter().filter(|f| f.is_stream());
         let sizes = |f: Form| Some((f, text.strip_prefix(f.id())?.strip_prefix('-')?));
-        let Some((form, sizes)) = streams.filter_map(|f| sizes(f)).next() else {
+        let Some((form, sizes)) = streams.find_map(sizes) else {
             let form = Form::ALL.into_iter().find(|f| f.id() == text);
             let form = form.filter(|f| !f.is_stream());
             return form.map(Variant::plain).ok_or_else(refuse);
