@@ -221,13 +221,13 @@ impl Isa {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            match self {
+            match self.base() {
                 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
                 Isa::Neon => product_neon(product, a, b, c),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => product_avx2(product, a, b, c),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx512Vbmi2 => product_avx512(product, a, b, c),
+                Isa::Avx512 => product_avx512(product, a, b, c),
                 _ => product.tiles::<scalar::Scalar>(a, b, c),
             }
         }
@@ -240,7 +240,7 @@ impl Isa {
     #[inline(always)]
     pub fn vectorize<R>(self, code: impl FnOnce() -> R) -> R {
         assert!(self.is_available(), "this CPU has no {self}");
-        match self {
+        match self.base() {
             // SAFETY: the CPU has the instructions.
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Isa::Neon => unsafe { with_neon(code) },
@@ -249,7 +249,7 @@ impl Isa {
             Isa::Avx2 => unsafe { with_avx2(code) },
             // SAFETY: the CPU has the instructions.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Vbmi2 => unsafe { with_avx512(code) },
+            Isa::Avx512 => unsafe { with_avx512(code) },
             _ => code(),
         }
     }
