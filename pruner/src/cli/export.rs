@@ -1,10 +1,10 @@
 //! `prune export`.
 
-use super::{Source, file_bytes, json, text};
+use super::{Source, file_bytes, json, text, write_bytes};
 use anyhow::Result;
 use clap::Args;
 use lacuna::model::file::{write_dense, write_weights};
-use lacuna_convert::{export_onnx, in_place_of};
+use lacuna_convert::{export_onnx, in_place_of, micro};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub struct Export {
     format: Format,
     /// With --dense: the checkpoint that the model was converted from; its tensors keep their names, and those that
     /// the model does not have their values
-    #[arg(long, value_name = "FILE", conflicts_with = "onnx")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["onnx", "micro"])]
     like: Option<PathBuf>,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
@@ -36,6 +36,19 @@ struct Format {
     /// ONNX: the graph, and every weight dense in f32
     #[arg(long)]
     onnx: bool,
+    /// FastGRNN for microcontrollers, as the crate `lacuna-micro` runs it; weights stay sparse
+    #[arg(long)]
+    micro: bool,
+}
+
+impl Format {
+    fn name(&self) -> &'static str {
+        match (self.onnx, self.micro) {
+            (true, _) => "onnx",
+            (_, true) => "micro",
+            _ => "safetensors",
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -53,10 +66,11 @@ impl Export {
         let model = self.source.open()?;
         self.source.keep(&self.output)?;
         let mut tensors = model.weights().len();
-        match (self.format.onnx, &self.like) {
-            (true, _) => export_onnx(&model, &self.output)?,
-            (false, None) => write_dense(&model, &self.output)?,
-            (false, Some(checkpoint)) => {
+        match (self.format.name(), &self.like) {
+            ("onnx", _) => export_onnx(&model, &self.output)?,
+            ("micro", _) => write_bytes(&self.output, &micro(&model)?)?,
+            (_, None) => write_dense(&model, &self.output)?,
+            (_, Some(checkpoint)) => {
                 super::refuse_same(checkpoint, &self.output)?;
                 let weights = in_place_of(&model, checkpoint)?;
                 tensors = weights.len();
@@ -66,11 +80,7 @@ impl Export {
         let report = Report {
             input: self.source.name(),
             output: self.output.clone(),
-            format: if self.format.onnx {
-                "onnx"
-            } else {
-                "safetensors"
-            },
+            format: self.format.name(),
             tensors,
             bytes_before: self.source.bytes()?,
             bytes_after: file_bytes(&self.output)?,
@@ -79,7 +89,7 @@ impl Export {
             return json(&report);
         }
         Ok(format!(
-            "{}: {} dense tensors, {} -> {}\n",
+            "{}: {} tensors, {} -> {}\n",
             report.output.display(),
             report.tensors,
             text::bytes(report.bytes_before),

@@ -200,7 +200,12 @@ fn refuse_same(input: &Path, output: &Path) -> Result<()> {
 
 /// Writes a text file that appears whole.
 fn write_text(path: &Path, text: &str) -> Result<()> {
-    let fill = |out: &mut dyn lacuna::model::file::Output| out.write_all(text.as_bytes());
+    write_bytes(path, text.as_bytes())
+}
+
+/// Replaces a file by these bytes, whole or not at all.
+fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    let fill = |out: &mut dyn lacuna::model::file::Output| out.write_all(bytes);
     Ok(lacuna::model::file::replace(path, fill, |_| Ok(()))?)
 }
 

@@ -239,9 +239,6 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
         | Op::Mul
         | Op::Div
         | Op::Identity => vec![],
-        Op::FastGRNN => {
-            return Err("is no operator of ONNX; export the weights with --dense".into());
-        }
         Op::RotaryEmbedding { .. }
         | Op::PositionEmbedding
         | Op::Attention { .. }
