@@ -296,9 +296,11 @@ fn an_audit_times_every_form_and_what_it_found_is_used() {
     let layers = value["audit"]["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 2);
     let forms = layers[1]["forms"].as_array().unwrap();
-    let sparse = forms
-        .iter()
-        .filter(|f| f["form"].as_str().unwrap().starts_with("stream"));
+    let is_sparse = |f: &&Value| {
+        let form = f["form"].as_str().unwrap();
+        form.starts_with("stream") || form.starts_with("pair")
+    };
+    let sparse = forms.iter().filter(is_sparse);
     assert!(
         sparse.count() >= 2 && forms.iter().any(|f| f["form"] == "dense-panel"),
         "{text}"

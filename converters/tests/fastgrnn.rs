@@ -1,8 +1,8 @@
 //! FastGRNN: named networks, and the tensors of EdgeML.
 
 use lacuna::model::{Weight, Weights};
-use lacuna::{Model, SessionOptions, Stream, TensorView};
-use lacuna_convert::{Options, micro, open, untrained};
+use lacuna::{Model, Session, SessionOptions, Stream, TensorView};
+use lacuna_convert::{Options, export_onnx, micro, open, untrained};
 use safetensors::tensor::{self, Dtype, serialize};
 
 fn network(name: &str) -> Model {
@@ -226,4 +226,27 @@ fn broken_bytes_of_a_microcontroller_are_refused() {
         ),
         "{error}"
     );
+}
+
+#[test]
+fn the_step_leaves_as_onnx() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("step.onnx");
+    for name in ["fastgrnn-5-12-3-4-6", "fastgrnn-5-12-3"] {
+        let model = network(name);
+        export_onnx(&model, &path).unwrap();
+        let back = open(&path, &Options::default()).unwrap();
+        let (x, h) = ([0.3, -1.0, 0.5, 2.0, 0.0], [0.25; 12]);
+        let views = [TensorView::f32(&[1, 5], &x), TensorView::f32(&[1, 12], &h)];
+        let run = |model: &Model| {
+            let mut session = Session::new(model, SessionOptions::default()).unwrap();
+            session.run(&views).unwrap()
+        };
+        for (got, want) in run(&back).iter().zip(run(&model)) {
+            assert_eq!(got.shape, want.shape);
+            for (a, b) in got.data.iter().zip(&want.data) {
+                assert!((a - b).abs() < 1e-6, "{name}: {a}, not {b}");
+            }
+        }
+    }
 }

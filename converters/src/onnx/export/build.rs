@@ -25,6 +25,7 @@ pub enum Fault {
 
 /// A graph under construction.
 pub struct Builder<'m> {
+    pub model: &'m Model,
     pub shapes: Shapes,
     /// Matrices that are stored `[inputs, outputs]`.
     transposed: BTreeSet<&'m str>,
@@ -43,6 +44,7 @@ pub fn graph(model: &Model) -> Result<(GraphProto, i64), Fault> {
     names.extend(graph.inputs.iter().map(|i| i.name.clone()));
     names.extend(graph.nodes.iter().map(|n| n.output.clone()));
     let mut builder = Builder {
+        model,
         transposed: transposed(model),
         shapes,
         names,
@@ -67,6 +69,10 @@ pub fn graph(model: &Model) -> Result<(GraphProto, i64), Fault> {
             what,
         })?;
     }
+    // What a node had folded is read no more.
+    let read: HashSet<&String> = builder.nodes.iter().flat_map(|n| &n.input).collect();
+    let stays = |t: &TensorProto| read.contains(&t.name) || graph.outputs.contains(&t.name);
+    builder.initializers.retain(stays);
     let output = |name: &String| {
         let shape = builder.shapes.get(name).map(Vec::as_slice);
         info(name, DType::F32, shape.unwrap_or_default())

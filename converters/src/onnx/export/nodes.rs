@@ -71,6 +71,13 @@ fn window(window: &Window) -> Vec<AttributeProto> {
 fn fast_grnn(b: &mut Builder<'_>, node: &Node) -> Vec<String> {
     let [u, h, gate, update, zeta, nu] = [0, 1, 2, 3, 4, 5].map(|i| node.inputs[i].clone());
     let one = b.scalar(node, "one", 1.0);
+    // Constants are folded, since an operator over nothing else is not read back.
+    let mut factor = |what: &str, name: &str| {
+        let value = b.model.weights().get(name).and_then(|w| w.to_f32());
+        let value = value.and_then(|v| v.first().copied());
+        value.map(|x| b.scalar(node, what, (1.0 / (1.0 + (-f64::from(x)).exp())) as f32))
+    };
+    let factors = [factor("zeta", &zeta), factor("nu", &nu)];
     let mut of = |op: &str, from: &[&String]| {
         b.inner(
             node,
@@ -83,7 +90,9 @@ fn fast_grnn(b: &mut Builder<'_>, node: &Node) -> Vec<String> {
     let z = of("Sigmoid", &[&gate]);
     let update = of("Add", &[&u, &update]);
     let c = of("Tanh", &[&update]);
-    let (zeta, nu) = (of("Sigmoid", &[&zeta]), of("Sigmoid", &[&nu]));
+    let [zeta_factor, nu_factor] = factors;
+    let zeta = zeta_factor.unwrap_or_else(|| of("Sigmoid", &[&zeta]));
+    let nu = nu_factor.unwrap_or_else(|| of("Sigmoid", &[&nu]));
     let open = of("Sub", &[&one, &z]);
     let open = of("Mul", &[&open, &zeta]);
     let weight = of("Add", &[&open, &nu]);
