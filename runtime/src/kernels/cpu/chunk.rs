@@ -71,6 +71,7 @@ impl Chunk {
     }
 
     /// Whether inputs are rounded to bfloat16.
+    #[cfg(target_arch = "x86_64")]
     pub fn is_rounded(&self) -> bool {
         self.rounded
     }

@@ -581,7 +581,7 @@ mod tests {
     use super::*;
     use crate::kernels::cpu::battery::at_page_end;
     use crate::kernels::cpu::isa::scalar::Scalar;
-    use crate::kernels::cpu::simd::{Bf16, F16, F32, first};
+    use crate::kernels::cpu::simd::{Bf16, F16, F32, I8, first};
 
     fn bits<S: Simd>(v: S::V) -> [u32; LANES] {
         let mut lanes = [0.0f32; LANES];
