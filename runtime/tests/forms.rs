@@ -230,6 +230,14 @@ fn packed_weights_are_kept_mapped_and_made_anew_when_damaged() {
         "pair-panel-32x20",
     ] {
         let forms = Forms::from([("conv.weight".into(), vec![form.parse().unwrap()])]);
+        // Tiles by output rows need the registers of AVX-512.
+        let options = SessionOptions {
+            forms: forms.clone(),
+            ..SessionOptions::default()
+        };
+        if form == "dense-by-row" && session(options).is_err() {
+            continue;
+        }
         let mut first = cached(&folder, &forms);
         assert_eq!(
             (first.packs().found, first.packs().kept),
