@@ -7,7 +7,7 @@
 use super::packed::Values;
 use super::panel::{Tile, step};
 use super::simd::{LANES, Simd};
-use super::weights::{BLOCK_ROWS, MatrixRows, even_chunk};
+use super::weights::{BLOCK_ROWS, Grid, MatrixRows};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -87,22 +87,15 @@ impl PairStream {
         width: usize,
         matrix: &impl MatrixRows,
     ) -> Self {
-        let chunk = even_chunk(cols, chunk, width);
-        let chunks = cols.div_ceil(chunk).max(1);
-        let blocks = rows.div_ceil(BLOCK_ROWS);
-        let part = |i: usize| {
-            let (c, b) = (i / blocks, i % blocks);
-            let rows = b * BLOCK_ROWS..((b + 1) * BLOCK_ROWS).min(rows);
-            (c * chunk..((c + 1) * chunk).min(cols), rows)
-        };
-        let paired: Vec<(Vec<Pair>, usize)> = (0..chunks * blocks)
+        let grid = Grid::new(rows, cols, chunk, width);
+        let paired: Vec<(Vec<Pair>, usize)> = (0..grid.len())
             .into_par_iter()
             .map(|i| {
-                let (columns, rows) = part(i);
+                let (columns, rows) = grid.part(i);
                 pair_up(rows, columns, matrix)
             })
             .collect();
-        let mut pairs = Vec::with_capacity(rows.div_ceil(2) * chunks);
+        let mut pairs = Vec::with_capacity(rows.div_ceil(2) * grid.chunks);
         let mut starts = Vec::with_capacity(paired.len());
         let (mut offset, mut value) = (0, 0);
         for (list, _) in &paired {
@@ -117,40 +110,40 @@ impl PairStream {
             }
         }
         let (mut offsets, mut values) = (vec![0u16; offset], vec![0f32; value]);
-        let mut parts = Vec::with_capacity(paired.len());
-        let (mut o, mut v) = (&mut offsets[..], &mut values[..]);
-        for (i, (list, _)) in paired.iter().enumerate() {
+        let lens = |(list, _): &(Vec<Pair>, usize)| {
             let lens = list.iter().map(Pair::lens);
-            let (o_len, v_len) = lens.fold((0, 0), |s, l| (s.0 + l.0, s.1 + l.1));
-            let (first_o, rest_o) = o.split_at_mut(o_len);
-            let (first_v, rest_v) = v.split_at_mut(v_len);
-            (o, v) = (rest_o, rest_v);
-            parts.push((part(i).0, list, first_o, first_v));
-        }
-        parts.into_par_iter().for_each(|(columns, list, o, v)| {
-            let mut lists: [Vec<(usize, f32)>; 2] = Default::default();
-            let (mut o, mut v) = (o, v);
-            for pair in list {
-                for (list, row) in lists.iter_mut().zip(pair.rows) {
-                    list.clear();
-                    if row != NONE {
-                        let from = columns.start;
-                        matrix.visit(row as usize, columns.clone(), |k, value| {
-                            list.push(((k - from) * width, value));
-                        });
+            lens.fold((0, 0), |s, l| (s.0 + l.0, s.1 + l.1))
+        };
+        grid.fill(
+            &paired,
+            lens,
+            &mut offsets,
+            &mut values,
+            |columns, (list, _), o, v| {
+                let mut lists: [Vec<(usize, f32)>; 2] = Default::default();
+                let (mut o, mut v) = (o, v);
+                for pair in list {
+                    for (list, row) in lists.iter_mut().zip(pair.rows) {
+                        list.clear();
+                        if row != NONE {
+                            let from = columns.start;
+                            matrix.visit(row as usize, columns.clone(), |k, value| {
+                                list.push(((k - from) * width, value));
+                            });
+                        }
                     }
+                    let (len_o, len_v) = pair.lens();
+                    let (first_o, rest_o) = o.split_at_mut(len_o);
+                    let (first_v, rest_v) = v.split_at_mut(len_v);
+                    (o, v) = (rest_o, rest_v);
+                    fill(pair, &lists, first_o, first_v);
                 }
-                let (len_o, len_v) = pair.lens();
-                let (first_o, rest_o) = o.split_at_mut(len_o);
-                let (first_v, rest_v) = v.split_at_mut(len_v);
-                (o, v) = (rest_o, rest_v);
-                fill(pair, &lists, first_o, first_v);
-            }
-        });
+            },
+        );
         PairStream {
             rows,
             cols,
-            chunk,
+            chunk: grid.chunk,
             width,
             nonzeros: paired.iter().map(|p| p.1).sum(),
             pairs,

@@ -172,6 +172,65 @@ impl DensePanels {
     }
 }
 
+/// The parts that a stream is packed in: a block of rows and a chunk of columns each, all blocks of a chunk together.
+pub(super) struct Grid {
+    rows: usize,
+    cols: usize,
+    pub chunk: usize,
+    pub chunks: usize,
+    blocks: usize,
+}
+
+impl Grid {
+    /// Of a matrix, for chunks of about `chunk` columns and panels of `width`.
+    pub fn new(rows: usize, cols: usize, chunk: usize, width: usize) -> Grid {
+        let chunk = even_chunk(cols, chunk, width);
+        Grid {
+            rows,
+            cols,
+            chunk,
+            chunks: cols.div_ceil(chunk).max(1),
+            blocks: rows.div_ceil(BLOCK_ROWS),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.chunks * self.blocks
+    }
+
+    /// Columns and rows of a part.
+    pub fn part(&self, i: usize) -> (Range<usize>, Range<usize>) {
+        let (c, b) = (i / self.blocks, i % self.blocks);
+        (
+            c * self.chunk..((c + 1) * self.chunk).min(self.cols),
+            b * BLOCK_ROWS..((b + 1) * BLOCK_ROWS).min(self.rows),
+        )
+    }
+
+    /// Fills offsets and values, part by part, in parallel: `lens` tells how many of each `list` has, and `fill`
+    /// gets the columns, the list, and the room for it.
+    pub fn fill<L: Sync>(
+        &self,
+        lists: &[L],
+        lens: impl Fn(&L) -> (usize, usize),
+        offsets: &mut [u16],
+        values: &mut [f32],
+        fill: impl Fn(Range<usize>, &L, &mut [u16], &mut [f32]) + Sync,
+    ) {
+        let mut parts = Vec::with_capacity(lists.len());
+        let (mut o, mut v) = (offsets, values);
+        for (i, list) in lists.iter().enumerate() {
+            let (len_o, len_v) = lens(list);
+            let (first_o, rest_o) = o.split_at_mut(len_o);
+            let (first_v, rest_v) = v.split_at_mut(len_v);
+            (o, v) = (rest_o, rest_v);
+            parts.push((self.part(i).0, list, first_o, first_v));
+        }
+        let parts = parts.into_par_iter();
+        parts.for_each(|(columns, list, o, v)| fill(columns, list, o, v));
+    }
+}
+
 /// The non-zeros in the order of use: by chunk of columns, by block of rows, by row.
 ///
 /// Inside a block and chunk, rows are sorted by their number of non-zeros: the inner loop's trip
@@ -201,18 +260,11 @@ impl IndexStream {
         width: usize,
         matrix: &impl MatrixRows,
     ) -> Self {
-        let chunk = even_chunk(cols, chunk, width);
-        let chunks = cols.div_ceil(chunk).max(1);
-        let blocks = rows.div_ceil(BLOCK_ROWS);
-        let columns = |c: usize| c * chunk..((c + 1) * chunk).min(cols);
-        let part = |i: usize| {
-            let (c, b) = (i / blocks, i % blocks);
-            (columns(c), b * BLOCK_ROWS..((b + 1) * BLOCK_ROWS).min(rows))
-        };
-        let counted: Vec<Vec<(u32, u32)>> = (0..chunks * blocks)
+        let grid = Grid::new(rows, cols, chunk, width);
+        let counted: Vec<Vec<(u32, u32)>> = (0..grid.len())
             .into_par_iter()
             .map(|i| {
-                let (columns, rows) = part(i);
+                let (columns, rows) = grid.part(i);
                 let mut counts: Vec<(u32, u32)> = rows
                     .map(|r| {
                         let mut n = 0;
@@ -224,7 +276,7 @@ impl IndexStream {
                 counts
             })
             .collect();
-        let mut row_counts = Vec::with_capacity(rows * chunks);
+        let mut row_counts = Vec::with_capacity(rows * grid.chunks);
         let mut starts = Vec::with_capacity(counted.len());
         let mut total = 0;
         for counts in &counted {
@@ -233,29 +285,30 @@ impl IndexStream {
             total += counts.iter().map(|c| c.1 as usize).sum::<usize>();
         }
         let (mut offsets, mut values) = (vec![0u16; total], vec![0f32; total]);
-        let mut parts = Vec::with_capacity(counted.len());
-        let (mut o, mut v) = (&mut offsets[..], &mut values[..]);
-        for (i, counts) in counted.iter().enumerate() {
+        let lens = |counts: &Vec<(u32, u32)>| {
             let len = counts.iter().map(|c| c.1 as usize).sum();
-            let (first_o, rest_o) = o.split_at_mut(len);
-            let (first_v, rest_v) = v.split_at_mut(len);
-            (o, v) = (rest_o, rest_v);
-            parts.push((part(i).0, counts, first_o, first_v));
-        }
-        parts.into_par_iter().for_each(|(columns, counts, o, v)| {
-            let mut at = 0;
-            for &(r, _) in counts {
-                matrix.visit(r as usize, columns.clone(), |k, value| {
-                    o[at] = ((k - columns.start) * width) as u16;
-                    v[at] = value;
-                    at += 1;
-                });
-            }
-        });
+            (len, len)
+        };
+        grid.fill(
+            &counted,
+            lens,
+            &mut offsets,
+            &mut values,
+            |columns, counts, o, v| {
+                let mut at = 0;
+                for &(r, _) in counts {
+                    matrix.visit(r as usize, columns.clone(), |k, value| {
+                        o[at] = ((k - columns.start) * width) as u16;
+                        v[at] = value;
+                        at += 1;
+                    });
+                }
+            },
+        );
         IndexStream {
             rows,
             cols,
-            chunk,
+            chunk: grid.chunk,
             width,
             row_counts,
             starts,
