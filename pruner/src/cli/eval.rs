@@ -1,11 +1,12 @@
 //! `prune eval`.
 
+use super::preprocessing::Preprocessing;
 use super::{Source, json, text};
 use anyhow::{Context, Result};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use lacuna::{Model, Tokenizer};
-use lacuna_prune::data::{self, Preset};
+use lacuna_prune::data;
 use lacuna_prune::eval::{Accuracy, EvalOptions, evaluate};
 use lacuna_prune::perplexity::{Perplexity, PerplexityOptions, perplexity};
 use serde::Serialize;
@@ -64,23 +65,8 @@ pub struct Eval {
     /// --text) [default: with avx512bf16]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     round_inputs: Option<bool>,
-    /// Preprocessing: imagenet, cifar10 or fashion-mnist [default: by the input's shape]
-    #[arg(long, value_parser = preset)]
-    preset: Option<Preset>,
-    /// Means by channel of pixels in 0..1, instead of the preset's
-    #[arg(
-        long,
-        value_name = "R,G,B",
-        value_delimiter = ',',
-        allow_hyphen_values = true
-    )]
-    mean: Option<Vec<f32>>,
-    /// Standard deviations by channel, instead of the preset's
-    #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
-    std: Option<Vec<f32>>,
-    /// Resize every image's shorter side to N pixels, then crop the centre
-    #[arg(long, value_name = "N")]
-    size: Option<usize>,
+    #[command(flatten)]
+    preprocessing: Preprocessing,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -108,10 +94,10 @@ impl Eval {
             threads: self.threads,
             isa: self.isa.clone(),
             dense: self.dense,
-            preset: self.preset,
-            mean: self.mean.clone(),
-            std: self.std.clone(),
-            size: self.size,
+            preset: self.preprocessing.preset,
+            mean: self.preprocessing.mean.clone(),
+            std: self.preprocessing.std.clone(),
+            size: self.preprocessing.size,
         };
         let started = Instant::now();
         let bar = bar();
@@ -229,13 +215,4 @@ fn bar_of(what: &str) -> ProgressBar {
     let template = format!("{{bar:30}} {{pos}}/{{len}} {what}, {{eta}} left");
     let style = ProgressStyle::with_template(&template);
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-/// The preset of a name.
-pub fn preset(name: &str) -> Result<Preset, String> {
-    let found = Preset::ALL.into_iter().find(|p| p.name() == name);
-    found.ok_or_else(|| {
-        let names: Vec<&str> = Preset::ALL.iter().map(|p| p.name()).collect();
-        format!("one of {}", names.join(", "))
-    })
 }

@@ -8,6 +8,7 @@ mod generate;
 mod inspect;
 mod manual;
 mod outcome;
+mod preprocessing;
 mod prune;
 mod report;
 mod run;

@@ -1,11 +1,11 @@
 //! `prune train`, and the training of the pruning verbs.
 
+use super::preprocessing::Preprocessing;
 use super::{Source, file_bytes, json, text};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use lacuna::Model;
-use lacuna_prune::data::Preset;
 use lacuna_prune::train::{
     Augment, Border, DataSettings, EpochRow, Gradual, Optimizer, Progress, RateCurve, Schedule,
     SparsityCurve, TrainFiles, TrainSettings, Trained, forget, train,
@@ -97,23 +97,8 @@ pub struct TrainOptions {
     /// The seed of order and augmentation
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Preprocessing: imagenet, cifar10 or fashion-mnist [default: by the input's shape]
-    #[arg(long, value_parser = super::eval::preset)]
-    preset: Option<Preset>,
-    /// Means by channel of pixels in 0..1, instead of the preset's
-    #[arg(
-        long,
-        value_name = "R,G,B",
-        value_delimiter = ',',
-        allow_hyphen_values = true
-    )]
-    mean: Option<Vec<f32>>,
-    /// Standard deviations by channel, instead of the preset's
-    #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
-    std: Option<Vec<f32>>,
-    /// Resize every image's shorter side to N pixels, then crop the centre
-    #[arg(long, value_name = "N")]
-    size: Option<usize>,
+    #[command(flatten)]
+    preprocessing: Preprocessing,
     #[command(flatten)]
     effort: Effort,
 }
@@ -224,10 +209,10 @@ impl TrainOptions {
                 split: self.split.clone(),
                 test: self.test_split.clone().unwrap_or_default(),
                 limit: self.train_limit,
-                preset: self.preset,
-                mean: self.mean.clone(),
-                std: self.std.clone(),
-                size: self.size,
+                preset: self.preprocessing.preset,
+                mean: self.preprocessing.mean.clone(),
+                std: self.preprocessing.std.clone(),
+                size: self.preprocessing.size,
             },
             gradual: None,
         })
