@@ -45,9 +45,6 @@ pub struct Recipe {
     /// input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DType>,
-    /// Where random numbers start, for methods that draw any.
-    #[serde(default)]
-    pub seed: u64,
     /// The fewest weights that a layer keeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<Floor>,
@@ -159,7 +156,6 @@ impl Recipe {
             exclude: Vec::new(),
             keep_dense: false,
             dtype: None,
-            seed: 0,
             floor: None,
             model: None,
             train: None,

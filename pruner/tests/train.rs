@@ -195,6 +195,50 @@ fn well(output: Output) {
 }
 
 #[test]
+fn a_recipe_with_training_replays_to_the_same_bytes() {
+    let place = Place::new();
+    for (name, more) in [
+        ("once", &[][..]),
+        ("slowly", &["--gradual", "linear", "--gradual-end", "9"]),
+    ] {
+        let (output, recipe) = (format!("{name}.safetensors"), format!("{name}.toml"));
+        let more = [more, &["--emit-recipe", &recipe]].concat();
+        well(place.command(&output, &more).output().unwrap());
+        let mut again = Command::new(env!("CARGO_BIN_EXE_prune"));
+        again.current_dir(place.dir.path());
+        again.args(["run", &recipe, "-o", "again.safetensors", "--threads", "1"]);
+        well(again.output().unwrap());
+        assert!(
+            place.bytes(&output) == place.bytes("again.safetensors"),
+            "{name}"
+        );
+        // Another seed is another result.
+        let text = String::from_utf8(place.bytes(&recipe)).unwrap();
+        assert!(
+            text.contains("[train]") && text.contains("seed = 0"),
+            "{text}"
+        );
+        std::fs::write(place.file(&recipe), text.replace("seed = 0", "seed = 1")).unwrap();
+        let mut other = Command::new(env!("CARGO_BIN_EXE_prune"));
+        other.current_dir(place.dir.path());
+        well(
+            other
+                .args(["run", &recipe, "-o", "other.safetensors"])
+                .output()
+                .unwrap(),
+        );
+        assert!(
+            place.bytes(&output) != place.bytes("other.safetensors"),
+            "{name}"
+        );
+    }
+    assert_ne!(
+        place.bytes("once.safetensors"),
+        place.bytes("slowly.safetensors")
+    );
+}
+
+#[test]
 fn a_run_that_is_killed_again_and_again_gives_the_same_bytes_on_any_number_of_threads() {
     let place = Place::new();
     let started = Instant::now();
