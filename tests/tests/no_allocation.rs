@@ -3,7 +3,9 @@
 mod common;
 
 use common::small_model;
-use lacuna::{DType, Decoder, DecoderOptions, Session, SessionOptions, TensorView, TensorViewMut};
+use lacuna::{
+    DType, Decoder, DecoderOptions, Session, SessionOptions, Stream, TensorView, TensorViewMut,
+};
 use lacuna_tests::language;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -88,4 +90,23 @@ fn runs_after_the_first_allocate_nothing() {
         run();
         assert_eq!(calls(&mut run), 0, "a decoder, {threads} threads");
     }
+
+    let arch = Some("fastgrnn-6-32-7-4-20".to_owned());
+    let options = lacuna_convert::Options {
+        arch,
+        ..Default::default()
+    };
+    let model = lacuna_convert::untrained(&options, 0).unwrap();
+    let mut stream = Stream::new(&model, SessionOptions::default()).unwrap();
+    let (x, mut logits) = ([0.5; 6], [0.0; 7]);
+    let mut step = || {
+        stream
+            .step_into(
+                &[TensorView::f32(&[1, 6], &x)],
+                &mut [TensorViewMut::f32(&[1, 7], &mut logits)],
+            )
+            .unwrap();
+    };
+    step();
+    assert_eq!(calls(&mut step), 0, "a stream");
 }
