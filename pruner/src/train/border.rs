@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 
 thread_local! {
-    /// A padded image, and the gradient of one.
+    /// For a padded image, and, while that is in use, for the gradient of one.
     pub(super) static PADDED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
-/// Calls `f` with the image in a border of zeros.
+/// Calls `f` with the image in a border of zeros, which takes buffer `which`.
 pub(super) fn with_padded(
+    which: usize,
     x: &[f32],
     size: [usize; 2],
     channels: usize,
@@ -18,27 +19,10 @@ pub(super) fn with_padded(
     if pads == [0; 4] {
         return f(x);
     }
-    let mut padded = PADDED.with_borrow_mut(|[padded, _]| std::mem::take(padded));
+    let mut padded = PADDED.with_borrow_mut(|buffers| std::mem::take(&mut buffers[which]));
     pad(x, size, channels, pads, &mut padded);
     f(&padded);
-    PADDED.with_borrow_mut(|[own, _]| *own = padded);
-}
-
-/// The same in the second buffer.
-pub(super) fn with_second(
-    x: &[f32],
-    size: [usize; 2],
-    channels: usize,
-    pads: [usize; 4],
-    f: impl FnOnce(&[f32]),
-) {
-    if pads == [0; 4] {
-        return f(x);
-    }
-    let mut padded = PADDED.with_borrow_mut(|[_, padded]| std::mem::take(padded));
-    pad(x, size, channels, pads, &mut padded);
-    f(&padded);
-    PADDED.with_borrow_mut(|[_, own]| *own = padded);
+    PADDED.with_borrow_mut(|buffers| buffers[which] = padded);
 }
 
 fn pad(x: &[f32], [_, width]: [usize; 2], channels: usize, pads: [usize; 4], to: &mut Vec<f32>) {

@@ -87,35 +87,20 @@ impl Conv {
         y: &mut [f32],
     ) {
         let [size, out_size] = self.image();
-        if self.is_depthwise() {
-            let packed = self.by_tap(weight);
-            y.par_chunks_mut(out_size).enumerate().for_each(|(n, y)| {
-                with_padded(
-                    &x[n * size..][..size],
-                    self.input,
-                    self.channels[0],
-                    self.pads,
-                    |x| {
-                        isa.vectorize(|| self.depthwise_image(x, &packed, y));
-                        add_bias(y, bias);
-                    },
-                );
-            });
-            return;
-        }
-        let packed = self.pack(weight);
-        let steps = self.steps();
+        let is_depthwise = self.is_depthwise();
+        let (packed, steps) = match is_depthwise {
+            true => (self.by_tap(weight), Vec::new()),
+            false => (self.pack(weight), self.steps()),
+        };
         y.par_chunks_mut(out_size).enumerate().for_each(|(n, y)| {
-            with_padded(
-                &x[n * size..][..size],
-                self.input,
-                self.channels[0],
-                self.pads,
-                |x| {
-                    self.image_forward(isa, x, &packed, &steps, y);
-                    add_bias(y, bias);
-                },
-            );
+            let x = &x[n * size..][..size];
+            with_padded(0, x, self.input, self.channels[0], self.pads, |x| {
+                match is_depthwise {
+                    true => isa.vectorize(|| self.depthwise_image(x, &packed, y)),
+                    false => self.image_forward(isa, x, &packed, &steps, y),
+                }
+                add_bias(y, bias);
+            });
         });
     }
 
@@ -203,53 +188,6 @@ fn add_bias(y: &mut [f32], bias: Option<&[f32]>) {
     if let Some(bias) = bias {
         for y in y.chunks_exact_mut(bias.len()) {
             y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::train::buffers::Buffers;
-    use std::time::Instant;
-
-    /// `cargo test --release -p lacuna-prune --lib convolution_speed -- --ignored --nocapture`
-    #[test]
-    #[ignore = "a measurement"]
-    fn convolution_speed() {
-        let isa = Isa::detect().unwrap();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(2)
-            .build()
-            .unwrap();
-        for (c, side) in [(16, 32), (32, 16), (64, 8)] {
-            let conv = Conv {
-                batch: 128,
-                input: [side; 2],
-                output: [side; 2],
-                channels: [c; 2],
-                kernel: [3; 2],
-                strides: [1; 2],
-                pads: [1; 4],
-                dilations: [1; 2],
-                groups: 1,
-            };
-            let x = vec![0.5; 128 * side * side * c];
-            let weight = vec![0.1; c * c * 9];
-            let (mut y, mut dx, mut dw) = (x.clone(), x.clone(), weight.clone());
-            let mut buffers = Buffers::default();
-            let mut run = || {
-                let start = Instant::now();
-                pool.install(|| {
-                    conv.forward(isa, &x, &weight, None, &mut y);
-                    let dx = Some((dx.as_mut_slice(), false));
-                    conv.backward(isa, &x, &weight, &y, dx, &mut dw, None, &mut buffers);
-                });
-                start.elapsed().as_secs_f64() * 1e3
-            };
-            let mut times: Vec<f64> = (0..30).map(|_| run()).collect();
-            times.sort_by(f64::total_cmp);
-            println!("{c} channels, {side}x{side}: {:.2} ms", times[15]);
         }
     }
 }

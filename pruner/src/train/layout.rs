@@ -164,14 +164,17 @@ impl Selection {
         }
     }
 
+    /// The map of the innermost axis behind the batch.
+    fn last(&self) -> &[Option<usize>] {
+        match self.maps.as_slice() {
+            [_, .., last] => last,
+            _ => &[Some(0)],
+        }
+    }
+
     pub fn forward(&self, x: &[f32], y: &mut [f32]) {
         let [size, out] = self.sizes();
-        let one = [Some(0)];
-        let last: &[Option<usize>] = if self.maps.len() > 1 {
-            &self.maps[self.maps.len() - 1]
-        } else {
-            &one
-        };
+        let last = self.last();
         y.par_chunks_mut(out.max(1))
             .zip(&self.maps[0])
             .for_each(|(y, n)| {
@@ -192,12 +195,7 @@ impl Selection {
     /// Adds to the source's gradient.
     pub fn backward(&self, dy: &[f32], dx: &mut [f32]) {
         let [size, out] = self.sizes();
-        let one = [Some(0)];
-        let last: &[Option<usize>] = if self.maps.len() > 1 {
-            &self.maps[self.maps.len() - 1]
-        } else {
-            &one
-        };
+        let last = self.last();
         let entry = |n: usize, dx: &mut [f32]| {
             let dy = &dy[n * out..][..out];
             self.rows(|to, from| {

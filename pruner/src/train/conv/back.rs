@@ -1,7 +1,7 @@
 //! The way back through a convolution: the gradients of its input, weight and bias.
 
 use super::{BLOCK, Conv};
-use crate::train::border::{PADDED, with_padded, with_second};
+use crate::train::border::{PADDED, with_padded};
 use crate::train::buffers::Buffers;
 use crate::train::parts::{add_parts, parts, split};
 use lacuna::{Isa, Product};
@@ -78,7 +78,7 @@ impl Conv {
                     if let (Way::Gather, Some(dx)) = (way, dx.as_deref_mut()) {
                         self.gather(isa, dy, &packed, dx, accumulate);
                     }
-                    with_padded(x, self.input, c, self.pads, |x| {
+                    with_padded(0, x, self.input, c, self.pads, |x| {
                         if way == Way::Depthwise {
                             self.depthwise_back(
                                 isa,
@@ -161,7 +161,7 @@ impl Conv {
             c,
             accumulate,
         };
-        with_second(dy, self.output, o, pads, |dy| {
+        with_padded(1, dy, self.output, o, pads, |dy| {
             for (i, dx) in dx.chunks_exact_mut(rows * c).enumerate() {
                 product.run(isa, &dy[i * width * o..], packed, dx);
             }
