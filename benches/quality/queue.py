@@ -75,7 +75,7 @@ def queue():
             runs.append(
                 run(
                     f"resnet32-{allocator}-{sparsity:g}", ALLOCATORS[allocator] + ["--sparsity", str(sparsity)],
-                    "resnet32-dense", 20, 0.05, model="resnet-32", sparsity=sparsity, allocator=allocator,
+                    "resnet32-dense", 4, 0.05, model="resnet-32", sparsity=sparsity, allocator=allocator,
                 )
             )
     return runs

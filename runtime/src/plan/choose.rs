@@ -206,22 +206,23 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
             let rows = layer.rows.next_multiple_of(ROW_GROUP) as f64;
             rows * layer.columns as f64 * (cols / 16.8 + 0.8)
         }
-        // For each non-zero a load and an FMA by vector, dearer from beyond the first-level cache, and its
-        // own loads by tile; for each row of each chunk the sums, and the start and end of a loop.
+        // For each non-zero an FMA and a load by vector, dearer from beyond the first-level cache and fewer in
+        // pairs, and its own loads by tile; for each row of each chunk the sums, and the start and end of a loop.
         Form::StreamPanel | Form::PairPanel => {
             let width = variant.width.max(1);
             let sums = rows * layer.cols.div_ceil(variant.chunk.max(1)) as f64;
             let panel = layer.cols.min(variant.chunk) * width * 4;
-            let load = if panel > layer.l1_bytes { 1.36 } else { 0.78 };
+            let load = if panel > layer.l1_bytes { 1.36 } else { 0.85 };
             let tiles = layer.columns.div_ceil(width);
-            // Narrow tiles do other work meanwhile.
-            let own = (1.26 + 0.32 * width as f64 / 16.0).min(1.9);
-            let loads = match variant.form {
-                Form::PairPanel => self::loads(layer.density(), layer.cols.min(variant.chunk)),
-                _ => 1.0,
+            let (loads, row) = match variant.form {
+                Form::PairPanel => (
+                    self::loads(layer.density(), layer.cols.min(variant.chunk)),
+                    32.0,
+                ),
+                _ => (1.0, 58.7),
             };
-            vectors * (load * (0.4 + 0.6 * loads) * nonzeros + 2.95 * sums)
-                + tiles as f64 * (own * nonzeros + 28.0 * sums)
+            vectors * ((0.18 + load * loads) * nonzeros + 1.05 * sums)
+                + tiles as f64 * (1.1 * nonzeros + row * sums)
                 + traffic(6.0 * nonzeros, tiles)
         }
         // A weight's load is shared by all columns; few columns are bound by bytes.
