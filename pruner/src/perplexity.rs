@@ -22,6 +22,8 @@ pub struct PerplexityOptions {
     pub dense: bool,
     /// As [`DecoderOptions::round_inputs`].
     pub round_inputs: Option<bool>,
+    /// Run tokens one at a time, as generation does, and not in chunks, as prompts are run.
+    pub by_token: bool,
 }
 
 impl Default for PerplexityOptions {
@@ -35,6 +37,7 @@ impl Default for PerplexityOptions {
             isa: None,
             dense: false,
             round_inputs: None,
+            by_token: false,
         }
     }
 }
@@ -111,7 +114,7 @@ pub fn perplexity(
         let first = if w == 0 { 1 } else { window - stride }.max(1);
         let (mut sum, mut counted, mut bad) = (0.0, 0, None);
         decoder.reset();
-        decoder.score(part, |i, logits| {
+        let mut read = |i: usize, logits: &[f32]| {
             let next = i + 1;
             if next >= first && next < window {
                 match nll(logits, part[next]) {
@@ -120,7 +123,15 @@ pub fn perplexity(
                 }
                 counted += 1;
             }
-        })?;
+        };
+        match options.by_token {
+            true => {
+                for (i, &token) in part.iter().enumerate() {
+                    read(i, decoder.step(token)?);
+                }
+            }
+            false => decoder.score(part, read)?,
+        }
         if let Some(at) = bad {
             let at = w * stride + at;
             return refuse(format!("the logits before token {at} are not finite"));

@@ -65,6 +65,9 @@ pub struct Eval {
     /// --text) [default: with avx512bf16]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     round_inputs: Option<bool>,
+    /// With --text: run tokens one at a time, as generation does, and not in chunks
+    #[arg(long, requires = "text")]
+    by_token: bool,
     #[command(flatten)]
     preprocessing: Preprocessing,
     /// Print JSON
@@ -130,6 +133,7 @@ impl Eval {
             isa: self.isa.clone(),
             dense: self.dense,
             round_inputs: self.round_inputs,
+            by_token: self.by_token,
         };
         let started = Instant::now();
         let bar = bar_of("windows");
