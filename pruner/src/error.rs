@@ -147,6 +147,14 @@ pub enum Error {
         /// The learning rate of the step.
         rate: f64,
     },
+    /// Channels cannot leave a weight.
+    #[error("weight `{weight}`: {what}")]
+    Cut {
+        /// The weight's name.
+        weight: String,
+        /// What is wrong.
+        what: String,
+    },
     /// The model does not fit the evaluation.
     #[error("evaluation: {0}")]
     Evaluation(String),

@@ -1,6 +1,10 @@
-//! Accuracy of a classifier on labelled images.
+//! Accuracy of a classifier on labelled images or sequences.
 
-use crate::data::{Dataset, Preprocess, Preset};
+mod sequences;
+
+pub use sequences::evaluate_sequences;
+
+use crate::data::{Dataset, Preprocess, Preset, Samples};
 use crate::{Error, Result};
 use lacuna::model::{Dim, Symbols};
 use lacuna::{Model, Session, SessionOptions, Tensor, TensorView, TensorViewMut};
@@ -47,8 +51,9 @@ pub struct Accuracy {
     pub classes: usize,
     /// The data set, in words.
     pub data: String,
-    /// What happened to the images.
-    pub preprocess: Preprocess,
+    /// What happened to images; nothing happens to sequences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preprocess: Option<Preprocess>,
     /// The instruction set that ran.
     pub isa: String,
     /// Images per run.
@@ -104,26 +109,13 @@ pub fn evaluate(
     let classes = outputs / batch;
     let preprocess = preprocess(options, [channels, height, width])?;
 
-    let count = options.limit.map_or(data.len(), |n| n.min(data.len()));
-    if count == 0 {
-        return refuse(format!("nothing to evaluate: {}", data.describe()));
-    }
-    let indices: Vec<usize> = (0..count).map(|i| i * data.len() / count).collect();
-    if let Some(&i) = indices.iter().find(|&&i| data.label(i) >= classes) {
-        return Err(Error::Label {
-            sample: data.origin(i),
-            label: data.label(i),
-            classes,
-        });
-    }
-
+    let mut tally = Tally::new(classes, data.len(), options.limit);
+    tally.check(|i| data.label(i), |i| data.origin(i), || data.describe())?;
     let size = channels * height * width;
     let mut images = vec![0.0f32; batch * size];
     let shapes: Vec<Vec<usize>> = session.outputs().iter().map(|o| o.1.clone()).collect();
     let mut results: Vec<Tensor> = shapes.iter().map(|s| Tensor::zeros(s)).collect();
-    let (mut top1, mut top5) = (0, 0);
-    let mut done = 0;
-    for chunk in indices.chunks(batch) {
+    for chunk in tally.indices.clone().chunks(batch) {
         // A last, smaller chunk leaves earlier images behind it; their outputs are not read.
         (chunk.par_iter().zip(images.par_chunks_mut(size))).try_for_each(|(&i, to)| {
             let image = data.image(i)?;
@@ -138,28 +130,105 @@ pub fn evaluate(
         session.run_into(&[TensorView::f32(&shape, &images)], &mut views)?;
         drop(views);
         for (&i, scores) in chunk.iter().zip(results[0].data.chunks_exact(classes)) {
-            if let Some(class) = scores.iter().position(|s| s.is_nan()) {
-                return refuse(format!("output {class} is NaN for {}", data.origin(i)));
-            }
-            let rank = rank(scores, data.label(i));
-            top1 += usize::from(rank < 1);
-            top5 += usize::from(rank < 5);
+            tally.count(scores, data.label(i), || data.origin(i))?;
         }
-        done += chunk.len();
-        progress(done, count);
+        progress(tally.done, tally.indices.len());
     }
-    Ok(Accuracy {
-        samples: count,
-        top1_correct: top1,
-        top5_correct: top5,
-        top1: top1 as f64 / count as f64,
-        top5: top5 as f64 / count as f64,
-        classes,
-        data: data.describe(),
-        preprocess,
-        isa: session.isa().to_owned(),
-        batch,
-    })
+    let isa = session.isa().to_owned();
+    Ok(tally.accuracy(data.describe(), Some(preprocess), isa, batch))
+}
+
+/// [`evaluate`] or [`evaluate_sequences`], as the samples are.
+pub fn evaluate_samples(
+    model: &Model,
+    data: &Samples,
+    options: &EvalOptions,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Accuracy> {
+    match data {
+        Samples::Images(images) => evaluate(model, &**images, options, progress),
+        Samples::Sequences(sequences) => evaluate_sequences(model, sequences, options, progress),
+    }
+}
+
+/// The samples of an evaluation, and how many were right so far.
+struct Tally {
+    classes: usize,
+    /// Spread evenly over the data.
+    indices: Vec<usize>,
+    done: usize,
+    top1: usize,
+    top5: usize,
+}
+
+impl Tally {
+    fn new(classes: usize, len: usize, limit: Option<usize>) -> Tally {
+        let count = limit.map_or(len, |n| n.min(len));
+        Tally {
+            classes,
+            indices: (0..count).map(|i| i * len / count).collect(),
+            done: 0,
+            top1: 0,
+            top5: 0,
+        }
+    }
+
+    /// Refuses labels without a class, and no samples at all.
+    fn check(
+        &self,
+        label: impl Fn(usize) -> usize,
+        origin: impl Fn(usize) -> String,
+        describe: impl Fn() -> String,
+    ) -> Result<()> {
+        if self.indices.is_empty() {
+            return Err(Error::Evaluation(format!(
+                "nothing to evaluate: {}",
+                describe()
+            )));
+        }
+        match self.indices.iter().find(|&&i| label(i) >= self.classes) {
+            Some(&i) => Err(Error::Label {
+                sample: origin(i),
+                label: label(i),
+                classes: self.classes,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn count(&mut self, scores: &[f32], label: usize, origin: impl Fn() -> String) -> Result<()> {
+        if let Some(class) = scores.iter().position(|s| s.is_nan()) {
+            let what = format!("output {class} is NaN for {}", origin());
+            return Err(Error::Evaluation(what));
+        }
+        let rank = rank(scores, label);
+        self.top1 += usize::from(rank < 1);
+        self.top5 += usize::from(rank < 5);
+        self.done += 1;
+        Ok(())
+    }
+
+    fn accuracy(
+        self,
+        data: String,
+        preprocess: Option<Preprocess>,
+        isa: String,
+        batch: usize,
+    ) -> Accuracy {
+        let share = |n: usize| n as f64 / self.done.max(1) as f64;
+        Accuracy {
+            samples: self.done,
+            top1_correct: self.top1,
+            top5_correct: self.top5,
+            top1: share(self.top1),
+            top5: share(self.top5),
+            classes: self.classes,
+            data,
+            preprocess,
+            isa,
+            batch,
+        }
+    }
 }
 
 /// The preprocessing that the options ask for, for an input of channels, height and width.

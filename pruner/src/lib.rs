@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allocator;
+mod cut;
 pub mod data;
 mod error;
 pub mod eval;
@@ -40,6 +41,7 @@ pub mod train;
 mod write;
 
 pub use allocator::{Allocation, Allocator, Budget, FloorMode, Ties};
+pub use cut::{CutPair, cut};
 pub use error::{Error, Result};
 pub use layer::Layer;
 pub use origin::Origin;
@@ -47,5 +49,5 @@ pub use plan::{Plan, PlannedLayer};
 pub use prepared::Prepared;
 pub use recipe::{AllocatorName, Floor, Pruned, Recipe, RefinerName, SolverName};
 pub use refiner::Refiner;
-pub use solver::{MagnitudeSolver, Solver};
+pub use solver::{ColumnSolver, MagnitudeSolver, Solver};
 pub use write::save;

@@ -70,6 +70,7 @@ impl Plan {
     pub(crate) fn new(
         layers: &[Layer<'_>],
         allocator: &dyn Allocator,
+        solver: &dyn Solver,
         budget: &Budget,
     ) -> Result<Plan> {
         let allocation = allocator.allocate(layers, budget)?;
@@ -83,7 +84,7 @@ impl Plan {
                 shape: layer.weight.shape().to_vec(),
                 size: layer.numel(),
                 zeros_before: layer.zeros,
-                zeros_after: layer.zeros.max(remove),
+                zeros_after: solver.zeros_after(layer, remove),
                 remove,
                 floored,
             })

@@ -1,14 +1,17 @@
 //! A run as a small TOML file: replayable to the same bytes, and hashed into the output.
 
-use crate::allocator::{Erk, GlobalMagnitude, Lamp, Uniform, share};
+use crate::allocator::{Columns, EVEN, Erk, GlobalMagnitude, Lamp, Uniform, first_factors, share};
 use crate::origin::Origin;
 use crate::train::TrainSettings;
-use crate::{Allocator, Budget, Error, FloorMode, MagnitudeSolver, Plan, Result, Solver, Ties};
+use crate::{
+    Allocator, Budget, ColumnSolver, Error, FloorMode, MagnitudeSolver, Plan, Result, Solver, Ties,
+};
 use crate::{Layer, Prepared, Refiner, layer};
 use lacuna::{DType, Model};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 /// The version of the recipe format.
 const SCHEMA: u32 = 1;
@@ -48,6 +51,10 @@ pub struct Recipe {
     /// The fewest weights that a layer keeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<Floor>,
+    /// With the allocator `columns`: by the name of a first factor, the channels that it keeps. The others lose the
+    /// sparsity's share of theirs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ranks: BTreeMap<String, usize>,
     /// What is pruned, where the recipe says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Origin>,
@@ -83,6 +90,8 @@ pub enum AllocatorName {
     Erk,
     /// One ranking of magnitudes normalised by what is left of their layer.
     Lamp,
+    /// The inner channels of factors of low rank.
+    Columns,
 }
 
 impl AllocatorName {
@@ -93,6 +102,7 @@ impl AllocatorName {
             AllocatorName::Uniform => &Uniform,
             AllocatorName::Erk => &Erk,
             AllocatorName::Lamp => &Lamp,
+            AllocatorName::Columns => &EVEN,
         }
     }
 }
@@ -104,6 +114,8 @@ pub enum SolverName {
     /// The smallest magnitudes go.
     #[default]
     Magnitude,
+    /// The slices of the first axis with the smallest sums of magnitudes go.
+    Columns,
 }
 
 impl SolverName {
@@ -111,6 +123,7 @@ impl SolverName {
     pub fn get(self) -> &'static dyn Solver {
         match self {
             SolverName::Magnitude => &MagnitudeSolver,
+            SolverName::Columns => &ColumnSolver,
         }
     }
 }
@@ -157,6 +170,7 @@ impl Recipe {
             keep_dense: false,
             dtype: None,
             floor: None,
+            ranks: BTreeMap::new(),
             model: None,
             train: None,
         }
@@ -215,19 +229,44 @@ impl Recipe {
 
     /// Plans for a model that [`Recipe::convert`] gave.
     pub fn prepare<'m>(&'m self, model: &'m Model) -> Result<Prepared<'m>> {
+        self.prepare_at(model, 1.0)
+    }
+
+    /// As [`Recipe::prepare`], on the way there: `progress`, from 0 to 1, of what is to go goes.
+    pub(crate) fn prepare_at<'m>(
+        &'m self,
+        model: &'m Model,
+        progress: f64,
+    ) -> Result<Prepared<'m>> {
         if !(0.0..1.0).contains(&self.sparsity) {
             return Err(Error::Sparsity(self.sparsity));
         }
-        let layers = layer::select(model, &self.include, &self.exclude)?;
+        let mut layers = layer::select(model, &self.include, &self.exclude)?;
+        let columns = Columns {
+            ranks: self.ranks.clone(),
+            progress,
+        };
+        let allocator: &dyn Allocator = match self.allocator {
+            AllocatorName::Columns => {
+                layers = first_factors(model, layers)?;
+                &columns
+            }
+            _ if !self.ranks.is_empty() => {
+                return Err(Error::Recipe(
+                    "ranks are for the allocator `columns`".into(),
+                ));
+            }
+            other => other.get(),
+        };
         let sizes: Vec<usize> = layers.iter().map(Layer::numel).collect();
         let budget = Budget::new(
             &sizes,
-            self.sparsity,
+            progress * self.sparsity,
             self.sigma(sizes.iter().sum())?,
             self.floor.map(|f| f.mode).unwrap_or_default(),
             self.ties,
         )?;
-        let plan = Plan::new(&layers, self.allocator.get(), &budget)?;
+        let plan = Plan::new(&layers, allocator, self.solver.get(), &budget)?;
         Ok(Prepared {
             recipe: self,
             model,

@@ -1,16 +1,20 @@
 //! How sparse each layer gets.
 
+mod columns;
 mod erk;
 mod floor;
 mod global;
 mod lamp;
 mod uniform;
 
+pub use columns::Columns;
 pub use erk::{Erk, densities};
 pub use floor::{Refined, refine};
 pub use global::GlobalMagnitude;
 pub use lamp::Lamp;
 pub use uniform::Uniform;
+
+pub(crate) use columns::{EVEN, Pair, first_factors, pairs};
 
 use crate::{Error, Layer, Result};
 use serde::{Deserialize, Serialize};

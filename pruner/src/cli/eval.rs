@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use lacuna::{Model, Tokenizer};
-use lacuna_prune::data;
-use lacuna_prune::eval::{Accuracy, EvalOptions, evaluate};
+use lacuna_prune::data::Samples;
+use lacuna_prune::eval::{Accuracy, EvalOptions, evaluate_samples};
 use lacuna_prune::perplexity::{Perplexity, PerplexityOptions, perplexity};
 use serde::Serialize;
 use std::io::IsTerminal;
@@ -18,7 +18,8 @@ use std::time::Instant;
 ///
 /// Images: a folder of images (the label is the last number of a file's name, or the subfolder), a
 /// quoted glob over images, an idx3-ubyte file or a folder of such, or a safetensors file of
-/// images (or JPEG bytes) and labels.
+/// images (or JPEG bytes) and labels. Sequences, for recurrent models: a safetensors file of windows, labels and
+/// subjects.
 #[derive(Args)]
 pub struct Eval {
     #[command(flatten)]
@@ -46,6 +47,9 @@ pub struct Eval {
     /// The part of the data set, where it has several: test or train
     #[arg(long, default_value = "test")]
     split: String,
+    /// Of sequences: the subjects whose sequences are the part test; the others are train
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    held_out_subjects: Vec<usize>,
     /// Use N images, spread evenly over the data
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
@@ -90,7 +94,7 @@ impl Eval {
             return self.perplexity(&model, path);
         }
         let path = self.data.as_deref().context("--data is missing")?;
-        let data = data::open(path, &self.split)?;
+        let data = Samples::open(&model, path, &self.split, &self.held_out_subjects)?;
         let options = EvalOptions {
             batch: self.batch as usize,
             limit: self.limit.map(|n| n as usize),
@@ -104,7 +108,7 @@ impl Eval {
         };
         let started = Instant::now();
         let bar = bar();
-        let accuracy = evaluate(&model, &*data, &options, &mut |done, all| {
+        let accuracy = evaluate_samples(&model, &data, &options, &mut |done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         })?;
@@ -193,11 +197,12 @@ impl Report {
             let share = text::percent(text::ratio(correct as u64, a.samples as u64));
             format!("{what}  {share}  ({correct} of {})\n", a.samples)
         };
+        let input = a.preprocess.as_ref();
+        let input = input.map_or(String::new(), |p| format!("input  {p}\n"));
         format!(
-            "{}\ndata   {}\ninput  {}\n{}{}{:.1} s, {}, batch {}\n",
+            "{}\ndata   {}\n{input}{}{}{:.1} s, {}, batch {}\n",
             self.model.display(),
             a.data,
-            a.preprocess,
             line("top-1", a.top1_correct),
             line("top-5", a.top5_correct),
             self.seconds,

@@ -1,6 +1,7 @@
 //! The command line: one module per verb. A verb returns what goes to stdout.
 
 mod convert;
+mod cut;
 mod demo;
 mod eval;
 mod export;
@@ -52,9 +53,13 @@ enum Verb {
     Erk(prune::Erk),
     /// Prunes by magnitudes that are normalised by what is left of their layer (LAMP)
     Lamp(prune::Lamp),
-    /// Trains on labelled images
+    /// Prunes whole columns of factors of low rank
+    Columns(prune::Columns),
+    /// Removes the channels of factors that nothing goes through
+    Cut(cut::Cut),
+    /// Trains on labelled images or sequences
     Train(train::Train),
-    /// Measures accuracy on labelled images, or perplexity on a text
+    /// Measures accuracy on labelled images or sequences, or perplexity on a text
     Eval(eval::Eval),
     /// Continues a text with a language model
     Generate(generate::Generate),
@@ -81,6 +86,8 @@ impl Cli {
             Verb::Run(v) => v.run(),
             Verb::Erk(v) => v.run(),
             Verb::Lamp(v) => v.run(),
+            Verb::Columns(v) => v.run(),
+            Verb::Cut(v) => v.run(),
             Verb::Train(v) => v.run(),
             Verb::Eval(v) => v.run(),
             Verb::Generate(v) => v.run(),

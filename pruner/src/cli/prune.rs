@@ -1,4 +1,4 @@
-//! `prune global-mp`, `magnitude`, `erk` and `lamp`: a recipe from flags or a file.
+//! `prune global-mp`, `magnitude`, `erk`, `lamp` and `columns`: a recipe from flags or a file.
 
 use super::outcome::Job;
 use super::train::FineTune;
@@ -6,7 +6,7 @@ use super::{Source, dtype};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lacuna::DType;
-use lacuna_prune::{AllocatorName, Floor, FloorMode, Recipe, Ties};
+use lacuna_prune::{AllocatorName, Floor, FloorMode, Recipe, SolverName, Ties};
 use std::path::PathBuf;
 
 /// The magnitudes of all layers are ranked together; the smallest go.
@@ -35,6 +35,38 @@ pub struct Erk {
 pub struct Lamp {
     #[command(flatten)]
     options: Options,
+}
+
+/// Of factors of low rank, W = W1 W2, the columns of W1 with the smallest sums of magnitudes go: the rule of Global MP for
+/// FastGRNN. `prune cut` then makes the factors smaller.
+#[derive(Args)]
+pub struct Columns {
+    #[command(flatten)]
+    options: Options,
+    /// The columns that a first factor keeps, such as rnn.U1=8, may be repeated; the others lose the share that
+    /// --sparsity says
+    #[arg(long, value_name = "WEIGHT=N", value_parser = rank, conflicts_with = "recipe")]
+    rank: Vec<(String, usize)>,
+}
+
+/// A weight's name and a number.
+fn rank(text: &str) -> Result<(String, usize), String> {
+    let parts = text.rsplit_once('=');
+    let parsed = parts.and_then(|(name, n)| Some((name.to_owned(), n.parse().ok()?)));
+    parsed.ok_or_else(|| "a weight and a number, such as rnn.U1=8".to_owned())
+}
+
+impl Columns {
+    pub fn run(&self) -> Result<String> {
+        let mut recipe = self
+            .options
+            .recipe(AllocatorName::Columns, !self.rank.is_empty())?;
+        if self.options.recipe.is_none() {
+            recipe.solver = SolverName::Columns;
+            recipe.ranks = self.rank.iter().cloned().collect();
+        }
+        self.options.carry_out(recipe)
+    }
 }
 
 impl Erk {
@@ -66,7 +98,7 @@ struct Options {
     #[command(flatten)]
     source: Source,
     /// The share of the selected weights that is to be zero, such as 0.9
-    #[arg(long, value_name = "S", required_unless_present = "recipe")]
+    #[arg(long, value_name = "S")]
     sparsity: Option<f64>,
     /// The Lacuna file to write
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
@@ -135,8 +167,12 @@ enum TieRule {
 
 impl Options {
     fn run(&self, allocator: AllocatorName) -> Result<String> {
+        self.carry_out(self.recipe(allocator, false)?)
+    }
+
+    fn carry_out(&self, recipe: Recipe) -> Result<String> {
         Job {
-            recipe: self.recipe(allocator)?,
+            recipe,
             source: &self.source,
             output: self.output.as_deref(),
             emit_recipe: self.emit_recipe.as_deref(),
@@ -146,7 +182,8 @@ impl Options {
         .run()
     }
 
-    fn recipe(&self, allocator: AllocatorName) -> Result<Recipe> {
+    /// The recipe of the flags or of the file. `sizes` says whether something else than a sparsity says how much goes.
+    fn recipe(&self, allocator: AllocatorName, sizes: bool) -> Result<Recipe> {
         if let Some(path) = &self.recipe {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("{}: cannot read the recipe", path.display()))?;
@@ -161,6 +198,10 @@ impl Options {
             }
             return Ok(recipe);
         }
+        let sparsity = match (self.sparsity, sizes) {
+            (None, false) => bail!("--sparsity is missing: the share that is to be zero"),
+            (given, _) => given.unwrap_or_default(),
+        };
         let floor = Floor {
             mode: match self.mt_mode {
                 Mode::Refine => FloorMode::Refine,
@@ -181,7 +222,7 @@ impl Options {
             dtype: self.dtype,
             floor: wanted.then_some(floor),
             train: self.fine_tune.settings()?,
-            ..Recipe::new(allocator, self.sparsity.unwrap_or_default())
+            ..Recipe::new(allocator, sparsity)
         })
     }
 }

@@ -37,7 +37,7 @@ pub struct Train {
 #[derive(Args)]
 #[command(next_help_heading = "Training")]
 pub struct TrainOptions {
-    /// Labelled images to train on, of any kind that `prune eval` reads
+    /// Labelled images or sequences to train on, of any kind that `prune eval` reads
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// The part of the data set to train on
@@ -46,6 +46,9 @@ pub struct TrainOptions {
     /// The part to measure accuracy on after every epoch
     #[arg(long, value_name = "SPLIT")]
     test_split: Option<String>,
+    /// Of sequences: the subjects whose sequences are the part test; the others are train
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    held_out_subjects: Vec<usize>,
     /// Train on N images only, drawn by the seed
     #[arg(long, value_name = "N")]
     train_limit: Option<usize>,
@@ -209,6 +212,7 @@ impl TrainOptions {
                 split: self.split.clone(),
                 test: self.test_split.clone().unwrap_or_default(),
                 limit: self.train_limit,
+                held_out_subjects: self.held_out_subjects.clone(),
                 preset: self.preprocessing.preset,
                 mean: self.preprocessing.mean.clone(),
                 std: self.preprocessing.std.clone(),

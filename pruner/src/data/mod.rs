@@ -1,17 +1,20 @@
-//! Labelled images to measure accuracy on: folders, IDX files, safetensors.
+//! Labelled images to measure accuracy on: folders, IDX files, safetensors; and sequences.
 
 mod folder;
 mod idx;
 mod preprocess;
 mod resize;
+mod sequences;
 mod tensors;
 
 pub use folder::Folder;
 pub use idx::Idx;
 pub use preprocess::{Preprocess, Preset};
+pub use sequences::Sequences;
 pub use tensors::Tensors;
 
 use crate::{Error, Result};
+use lacuna::Model;
 use libjpeg_turbo_rs::{DecodeLimits, Decoder, PixelFormat};
 use std::path::{Path, PathBuf};
 
@@ -49,6 +52,74 @@ pub trait Dataset: Send + Sync {
 
     /// Where image `index` comes from, for errors.
     fn origin(&self, index: usize) -> String;
+}
+
+/// What a model is trained or measured on.
+pub enum Samples {
+    /// Images.
+    Images(Box<dyn Dataset>),
+    /// Sequences, for recurrent models.
+    Sequences(Sequences),
+}
+
+impl Samples {
+    /// Opens what `model` takes: sequences where it carries a state from step to step, else images. See [`open`] and
+    /// [`Sequences::open`].
+    pub fn open(
+        model: &Model,
+        path: &Path,
+        split: &str,
+        held_out_subjects: &[usize],
+    ) -> Result<Samples> {
+        if crate::train::is_recurrent(model) {
+            let sequences = Sequences::open(path, split, held_out_subjects)?;
+            return Ok(Samples::Sequences(sequences));
+        }
+        match held_out_subjects {
+            [] => Ok(Samples::Images(open(path, split)?)),
+            _ => Err(Error::Data {
+                path: path.to_owned(),
+                what: "subjects are held out of sequences; the model takes images".into(),
+            }),
+        }
+    }
+
+    /// What it is, for reports.
+    pub fn describe(&self) -> String {
+        match self {
+            Samples::Images(d) => d.describe(),
+            Samples::Sequences(d) => d.describe(),
+        }
+    }
+
+    /// The number of samples.
+    pub fn len(&self) -> usize {
+        match self {
+            Samples::Images(d) => d.len(),
+            Samples::Sequences(d) => d.len(),
+        }
+    }
+
+    /// Whether there is no sample.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The class of sample `index`, less than [`Samples::len`].
+    pub fn label(&self, index: usize) -> usize {
+        match self {
+            Samples::Images(d) => d.label(index),
+            Samples::Sequences(d) => d.label(index),
+        }
+    }
+
+    /// Where sample `index` comes from, for errors.
+    pub fn origin(&self, index: usize) -> String {
+        match self {
+            Samples::Images(d) => d.origin(index),
+            Samples::Sequences(d) => d.origin(index),
+        }
+    }
 }
 
 /// Opens a data set of any kind that this crate reads:

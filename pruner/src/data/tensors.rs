@@ -2,6 +2,7 @@
 
 use super::{Dataset, Image, decode, read};
 use crate::{Error, Result};
+use safetensors::tensor::TensorView as View;
 use safetensors::{Dtype, SafeTensors};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -46,19 +47,14 @@ impl Tensors {
 
     fn parse(bytes: &[u8], path: &Path, split: &str) -> Result<Tensors, String> {
         let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
-        let find = |name: &str| {
-            let with_split = format!("{split}_{name}");
-            let view = file.tensor(&with_split).or_else(|_| file.tensor(name));
-            view.ok().map(|v| (name.to_owned(), v))
-        };
+        let find = |name: &str| find(&file, split, name).map(|v| (name.to_owned(), v));
         let need = |name: &str| {
             find(name).ok_or_else(|| format!("no tensor `{split}_{name}` or `{name}`"))
         };
-        let bytes_of =
-            |(name, view): &(String, safetensors::tensor::TensorView<'_>)| match view.dtype() {
-                Dtype::U8 => Ok(view.data().to_vec()),
-                other => Err(format!("tensor `{name}` is {other:?}, not U8")),
-            };
+        let bytes_of = |(name, view): &(String, View<'_>)| match view.dtype() {
+            Dtype::U8 => Ok(view.data().to_vec()),
+            other => Err(format!("tensor `{name}` is {other:?}, not U8")),
+        };
         let labels = need("labels")?;
         let labels = integers(&labels.0, &labels.1)?;
         let (images, count) = if let Some(jpeg) = find("jpeg") {
@@ -151,8 +147,15 @@ impl Dataset for Tensors {
     }
 }
 
+/// The tensor of a split, or the one without a split in its name.
+pub(super) fn find<'a>(file: &SafeTensors<'a>, split: &str, name: &str) -> Option<View<'a>> {
+    let with_split = format!("{split}_{name}");
+    let view = file.tensor(&with_split).or_else(|_| file.tensor(name));
+    view.ok()
+}
+
 /// The values of a tensor of non-negative integers.
-fn integers(name: &str, view: &safetensors::tensor::TensorView<'_>) -> Result<Vec<usize>, String> {
+pub(super) fn integers(name: &str, view: &View<'_>) -> Result<Vec<usize>, String> {
     let data = view.data();
     let signed: Vec<i64> = match view.dtype() {
         Dtype::U8 => data.iter().map(|&b| b.into()).collect(),

@@ -1,16 +1,18 @@
 //! From a graph to the steps of a tape, for one batch size.
 
 use super::axes::{axis, mean, pad, select, slice};
+use super::cell;
 use super::conv::Conv;
 use super::dense::Dense;
 use super::layout::{Moved, Selection, broadcast, reshaped, stored, stored_axis};
 use super::pointwise::{Activation, Binary};
 use super::prepare::{BATCH, at, refuse, refuses};
+use super::recurrent::Recurrent;
 use super::tape::{Limits, Parameter};
 use super::window::Pool;
 use crate::Result;
 use lacuna::Model;
-use lacuna::model::{Dim, Node, Op, Symbols, infer_shapes, padding_for};
+use lacuna::model::{Dim, Node, Op, Shapes, Symbols, infer_shapes, padding_for};
 use std::collections::HashMap;
 
 /// An input of a step.
@@ -42,6 +44,8 @@ pub(super) enum Kind {
         b: Vec<usize>,
     },
     Dense(Dense),
+    /// Inputs: what those of every step come to, the cell's four vectors, the matrices of the state's products.
+    Recurrent(Recurrent),
     MaxPool(Pool),
     /// Whether padding counts.
     AveragePool(Pool, bool),
@@ -94,25 +98,54 @@ fn fixed(shape: &[Dim]) -> Option<Vec<usize>> {
     shape.iter().map(size).collect()
 }
 
-/// The steps for `batch` images, and channels, height and width of the input.
+/// What a model takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Sample {
+    /// Channels, height and width.
+    Image([usize; 3]),
+    /// Channels of each step.
+    Sequence(usize),
+}
+
+/// The steps for `batch` images, or sequences of `time` steps, and what one of them is.
 pub(super) fn compile(
     model: &Model,
     parameters: &[Parameter],
     batch: usize,
-) -> Result<(Vec<Step>, [usize; 3])> {
+    time: usize,
+) -> Result<(Vec<Step>, Sample)> {
     let graph = model.graph();
-    let mut symbols = Symbols::from([(BATCH.to_owned(), batch)]);
-    symbols = crate::report::bind(model, &symbols);
-    let shapes = infer_shapes(graph, model.weights(), &symbols)
-        .map_err(|e| refuse(format!("with {batch} images at a time: {e}")))?;
+    let cell = match cell::is_recurrent(model) {
+        true => Some(cell::find(graph)?),
+        false => None,
+    };
+    let infer = |rows: usize| {
+        let symbols = Symbols::from([(BATCH.to_owned(), rows)]);
+        let symbols = crate::report::bind(model, &symbols);
+        infer_shapes(graph, model.weights(), &symbols)
+            .map_err(|e| refuse(format!("with {batch} images at a time: {e}")))
+    };
+    // What does not depend on the state is done for all steps at once.
+    let (ahead, shapes) = match cell {
+        Some(_) => (infer(batch * time)?, infer(batch)?),
+        None => (Shapes::new(), infer(batch)?),
+    };
+    let is_ahead = |name: &str| {
+        cell.as_ref()
+            .is_some_and(|c| name != c.node.output && !c.after.contains(name))
+    };
     let shape = |name: &str| -> Result<Vec<usize>> {
+        let shapes = if is_ahead(name) { &ahead } else { &shapes };
         let known = shapes.get(name).and_then(|s| fixed(s));
         let known = known.filter(|s| !s.contains(&0));
         known.ok_or_else(|| refuse(format!("`{name}` has no shape, or no elements")))
     };
-    let input = &graph.inputs[0];
-    let [_, channels, height, width] = shape(&input.name)?[..] else {
-        return Err(refuse(format!("input `{}` is no image", input.name)));
+    let input = graph.inputs.iter().find(|i| i.carried.is_none());
+    let input = input.ok_or_else(|| refuse("the model takes nothing"))?;
+    let sample = match shape(&input.name)?[..] {
+        [_, channels, height, width] => Sample::Image([channels, height, width]),
+        [_, channels] if cell.is_some() => Sample::Sequence(channels),
+        _ => return Err(refuse(format!("input `{}` is no image", input.name))),
     };
     let mut sources: HashMap<&str, Source> =
         HashMap::from([(input.name.as_str(), Source::Value(0))]);
@@ -132,11 +165,25 @@ pub(super) fn compile(
     let mut wanted = vec![false];
     let mut steps: Vec<Step> = Vec::new();
     for node in &graph.nodes {
-        let inputs: Vec<Option<Source>> = node
-            .inputs
-            .iter()
-            .map(|n| sources.get(n.as_str()).cloned())
-            .collect();
+        if let Some(cell) = &cell {
+            if cell.inside.contains(node.output.as_str()) {
+                continue;
+            }
+            let behind = cell.after.contains(node.output.as_str());
+            if let Some(early) = node.inputs.iter().find(|i| {
+                behind && is_ahead(i) && matches!(sources.get(i.as_str()), Some(Source::Value(_)))
+            }) {
+                return Err(at(
+                    node,
+                    format!("it reads `{early}` of the last step alone"),
+                ));
+            }
+        }
+        let order = match &cell {
+            Some(cell) if cell.node == node => cell.order(),
+            _ => node.inputs.iter().map(String::as_str).collect(),
+        };
+        let inputs: Vec<Option<Source>> = order.iter().map(|n| sources.get(n).cloned()).collect();
         if let (Some(limits), Some(Some(Source::Value(v)))) = (limits_of(&node.op), inputs.first())
             && *v == steps.len()
             && readers.get(node.inputs[0].as_str()) == Some(&1)
@@ -164,7 +211,10 @@ pub(super) fn compile(
             .iter()
             .map(|s| matches!(s, Some(Source::Parameter(_))))
             .collect();
-        let kind = kind(node, &ins, &out, &is_parameter)?;
+        let kind = match &cell {
+            Some(cell) if cell.node == node => cell.kind(&shape, [batch, time], &is_parameter)?,
+            _ => kind(node, &ins, &out, &is_parameter)?,
+        };
         let wants: Vec<bool> = inputs
             .iter()
             .map(|s| match s {
@@ -190,7 +240,7 @@ pub(super) fn compile(
             "the output has shape {logits:?} for {batch} images, not one row of classes for each"
         )));
     }
-    Ok((steps, [channels, height, width]))
+    Ok((steps, sample))
 }
 
 /// The limits of an activation that only limits.
@@ -427,7 +477,7 @@ fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -
         | Op::RotaryEmbedding { .. }
         | Op::PositionEmbedding
         | Op::Attention { .. }
-        | Op::MaskedMean
-        | Op::FastGRNN => return Err(at(node, refuses(&node.op).unwrap_or_default())),
+        | Op::MaskedMean => return Err(at(node, refuses(&node.op).unwrap_or_default())),
+        Op::FastGRNN => return Err(at(node, "its state is not carried from step to step")),
     })
 }

@@ -5,7 +5,7 @@ use lacuna::{Isa, Product};
 use rayon::prelude::*;
 
 /// Columns of a packed block of the matrix.
-const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = 32;
 /// Rows of a part of a product.
 const ROWS: usize = 48;
 
@@ -54,6 +54,16 @@ impl Dense {
         packed
     }
 
+    /// The matrix as a right operand.
+    pub fn packed(&self, weight: &[f32]) -> Vec<f32> {
+        self.pack(weight, self.outputs, self.inputs, |k, j| self.at(k, j))
+    }
+
+    /// Its transpose.
+    pub fn packed_back(&self, weight: &[f32]) -> Vec<f32> {
+        self.pack(weight, self.inputs, self.outputs, |k, j| self.at(j, k))
+    }
+
     pub fn forward(
         &self,
         isa: Isa,
@@ -62,7 +72,7 @@ impl Dense {
         bias: Option<&[f32]>,
         y: &mut [f32],
     ) {
-        let packed = self.pack(weight, self.outputs, self.inputs, |k, j| self.at(k, j));
+        let packed = self.packed(weight);
         product(isa, x, self.inputs, &packed, self.outputs, y);
         let Some(bias) = bias else { return };
         let bias: Vec<f32> = bias.iter().map(|b| b * self.beta).collect();
@@ -76,7 +86,7 @@ impl Dense {
 
     /// The input's gradient.
     pub fn backward_input(&self, isa: Isa, weight: &[f32], dy: &[f32], dx: &mut [f32]) {
-        let packed = self.pack(weight, self.inputs, self.outputs, |k, j| self.at(j, k));
+        let packed = self.packed_back(weight);
         product(isa, dy, self.outputs, &packed, self.inputs, dx);
     }
 

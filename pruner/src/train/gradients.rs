@@ -163,7 +163,7 @@ fn against_candle(what: &str, net: Net) {
     let (x, input) = images(&model);
     let mut tape = Tape::new(&model).unwrap();
     let loss = tape
-        .step(&channels_last(&x, input), &labels(), 0.1)
+        .step(&channels_last(&x, input), 1, &labels(), 0.1)
         .unwrap();
 
     let device = Device::Cpu;
@@ -468,7 +468,7 @@ fn a_network_with_a_normalisation_has_the_gradients_of_central_differences() {
     let (x, input) = images(&model);
     let mut tape = Tape::new(&model).unwrap();
     let loss = tape
-        .step(&channels_last(&x, input), &labels(), 0.1)
+        .step(&channels_last(&x, input), 1, &labels(), 0.1)
         .unwrap();
     let x: Vec<f64> = x.iter().map(|&v| v.into()).collect();
     let mut p: HashMap<String, Vec<f64>> = (model.weights().iter())

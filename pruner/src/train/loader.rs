@@ -1,8 +1,8 @@
-//! Batches of images, decoded and augmented by worker threads ahead of their use.
+//! Batches of images, decoded and augmented by worker threads ahead of their use; or of sequences.
 
 use super::random::Random;
 use super::settings::{Augment, Border, TrainSettings};
-use crate::data::{Dataset, Image, Preprocess};
+use crate::data::{Dataset, Image, Preprocess, Samples, Sequences};
 use crate::{Error, Result};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -13,30 +13,40 @@ const KEPT_BYTES: usize = 1 << 30;
 /// Steps that each worker may be ahead.
 const AHEAD: usize = 2;
 
-/// The images of a step, channels last.
+/// The images of a step, channels last, or its sequences.
 pub(super) struct Batch {
-    pub images: Vec<f32>,
+    pub samples: Vec<f32>,
+    /// Steps of a sequence; 1 of images.
+    pub time: usize,
     pub labels: Vec<usize>,
 }
 
 /// A data set, ready to be read in the order of any epoch.
 pub(super) struct Loader<'a> {
-    data: &'a dyn Dataset,
-    preprocess: Preprocess,
-    augment: Augment,
+    data: &'a Samples,
+    kind: Kind<'a>,
     batch: usize,
     seed: u64,
-    /// The images to train on.
+    /// The samples to train on.
     chosen: Vec<usize>,
-    /// Images that were decoded; empty where they do not fit.
-    kept: Vec<OnceLock<Image>>,
+}
+
+enum Kind<'a> {
+    Images {
+        data: &'a dyn Dataset,
+        preprocess: Preprocess,
+        augment: Augment,
+        /// Images that were decoded; empty where they do not fit.
+        kept: Vec<OnceLock<Image>>,
+    },
+    Sequences(&'a Sequences),
 }
 
 impl<'a> Loader<'a> {
-    /// Checks labels and sizes of what can be checked without decoding everything.
+    /// Checks labels and sizes of what can be checked without decoding everything. Images need a preprocessing.
     pub fn new(
-        data: &'a dyn Dataset,
-        preprocess: Preprocess,
+        data: &'a Samples,
+        preprocess: Option<Preprocess>,
         settings: &TrainSettings,
         classes: usize,
     ) -> Result<Loader<'a>> {
@@ -58,34 +68,49 @@ impl<'a> Loader<'a> {
                 classes,
             });
         }
-        let [c, h, w] = preprocess.input;
-        if settings.augment.border == Border::Reflect && settings.augment.crop >= h.min(w) {
-            return Err(Error::Training(format!(
-                "a mirrored border of {} around {h}x{w} pixels",
-                settings.augment.crop
-            )));
-        }
-        if settings.augment.crop > 1 << 12 {
-            return Err(Error::Training(format!(
-                "a crop by {} pixels",
-                settings.augment.crop
-            )));
-        }
-        let fits = data.len().saturating_mul(c * h * w) <= KEPT_BYTES;
+        let augment = settings.augment;
+        let kind = match (data, preprocess) {
+            (Samples::Sequences(_), _) if augment != Augment::default() => {
+                return Err(Error::Training("crop and flip are for images".into()));
+            }
+            (Samples::Sequences(data), _) => Kind::Sequences(data),
+            (Samples::Images(_), None) => {
+                return Err(Error::Training("images without a preprocessing".into()));
+            }
+            (Samples::Images(data), Some(preprocess)) => {
+                let [c, h, w] = preprocess.input;
+                if augment.border == Border::Reflect && augment.crop >= h.min(w) {
+                    return Err(Error::Training(format!(
+                        "a mirrored border of {} around {h}x{w} pixels",
+                        augment.crop
+                    )));
+                }
+                if augment.crop > 1 << 12 {
+                    return Err(Error::Training(format!(
+                        "a crop by {} pixels",
+                        augment.crop
+                    )));
+                }
+                let fits = data.len().saturating_mul(c * h * w) <= KEPT_BYTES;
+                let kept = (0..if fits { data.len() } else { 0 }).map(|_| OnceLock::new());
+                Kind::Images {
+                    data: &**data,
+                    preprocess,
+                    augment,
+                    kept: kept.collect(),
+                }
+            }
+        };
         Ok(Loader {
-            kept: (0..if fits { data.len() } else { 0 })
-                .map(|_| OnceLock::new())
-                .collect(),
             data,
-            preprocess,
-            augment: settings.augment,
+            kind,
             batch: settings.batch,
             seed: settings.seed,
             chosen,
         })
     }
 
-    pub fn images(&self) -> usize {
+    pub fn samples(&self) -> usize {
         self.chosen.len()
     }
 
@@ -139,71 +164,90 @@ impl<'a> Loader<'a> {
     }
 
     fn batch(&self, epoch: usize, indices: &[usize]) -> Result<Batch> {
-        let size: usize = self.preprocess.input.iter().product();
-        let mut images = vec![0.0; size * indices.len()];
-        let mut planes = vec![0.0; size];
-        for (&i, to) in indices.iter().zip(images.chunks_exact_mut(size.max(1))) {
-            self.image(i, &mut planes)?;
-            let mut random = Random::new(self.seed, &[epoch as u64, i as u64]);
-            self.place(&planes, &mut random, to);
-        }
+        let (samples, time) = match &self.kind {
+            Kind::Sequences(data) => {
+                let all = indices.iter().flat_map(|&i| data.sequence(i));
+                (all.copied().collect(), data.time())
+            }
+            Kind::Images {
+                data,
+                preprocess,
+                augment,
+                kept,
+            } => {
+                let size: usize = preprocess.input.iter().product();
+                let mut images = vec![0.0; size * indices.len()];
+                let mut planes = vec![0.0; size];
+                for (&i, to) in indices.iter().zip(images.chunks_exact_mut(size.max(1))) {
+                    image(*data, kept, preprocess, i, &mut planes)?;
+                    let mut random = Random::new(self.seed, &[epoch as u64, i as u64]);
+                    place(preprocess, *augment, &planes, &mut random, to);
+                }
+                (images, 1)
+            }
+        };
         Ok(Batch {
-            images,
+            samples,
+            time,
             labels: indices.iter().map(|&i| self.data.label(i)).collect(),
         })
     }
+}
 
-    fn image(&self, i: usize, planes: &mut [f32]) -> Result<()> {
-        let fresh;
-        let image = match self.kept.get(i) {
-            Some(slot) => match slot.get() {
-                Some(image) => image,
-                None => {
-                    let image = self.data.image(i)?;
-                    slot.get_or_init(|| image)
-                }
-            },
+/// An image, decoded once where it is kept, as planes.
+fn image(
+    data: &dyn Dataset,
+    kept: &[OnceLock<Image>],
+    preprocess: &Preprocess,
+    i: usize,
+    planes: &mut [f32],
+) -> Result<()> {
+    let fresh;
+    let image = match kept.get(i) {
+        Some(slot) => match slot.get() {
+            Some(image) => image,
             None => {
-                fresh = self.data.image(i)?;
-                &fresh
+                let image = data.image(i)?;
+                slot.get_or_init(|| image)
             }
-        };
-        self.preprocess
-            .apply(image, planes)
-            .map_err(|what| Error::Data {
-                path: self.data.origin(i).into(),
-                what,
-            })
-    }
+        },
+        None => {
+            fresh = data.image(i)?;
+            &fresh
+        }
+    };
+    preprocess.apply(image, planes).map_err(|what| Error::Data {
+        path: data.origin(i).into(),
+        what,
+    })
+}
 
-    /// Crops and mirrors an image of planes to one of channels last.
-    fn place(&self, planes: &[f32], random: &mut Random, to: &mut [f32]) {
-        let [channels, height, width] = self.preprocess.input;
-        let Augment { crop, border, flip } = self.augment;
-        let shift = |random: &mut Random| random.below(2 * crop + 1) as isize - crop as isize;
-        let (down, right) = (shift(random), shift(random));
-        let flip = flip && random.below(2) == 1;
-        let p = &self.preprocess;
-        let per = |values: &[f32], c: usize| values[c.min(values.len() - 1)];
-        let black: Vec<f32> = (0..channels)
-            .map(|c| -per(&p.mean, c) / per(&p.std, c))
-            .collect();
-        let inside = |at: isize, len: usize| match (usize::try_from(at), border) {
-            (Ok(at), _) if at < len => Some(at),
-            (_, Border::Zero) => None,
-            (Ok(at), Border::Reflect) => Some(2 * (len - 1) - at),
-            (Err(_), Border::Reflect) => Some(at.unsigned_abs()),
-        };
-        for (i, to) in to.chunks_exact_mut(channels).enumerate() {
-            let (y, x) = (i / width, i % width);
-            let x = if flip { width - 1 - x } else { x };
-            let from = inside(y as isize + down, height).zip(inside(x as isize + right, width));
-            for (c, to) in to.iter_mut().enumerate() {
-                *to = match from {
-                    Some((y, x)) => planes[(c * height + y) * width + x],
-                    None => black[c],
-                };
-            }
+/// Crops and mirrors an image of planes to one of channels last.
+fn place(p: &Preprocess, augment: Augment, planes: &[f32], random: &mut Random, to: &mut [f32]) {
+    let [channels, height, width] = p.input;
+    let Augment { crop, border, flip } = augment;
+    let shift = |random: &mut Random| random.below(2 * crop + 1) as isize - crop as isize;
+    let (down, right) = (shift(random), shift(random));
+    let flip = flip && random.below(2) == 1;
+    let per = |values: &[f32], c: usize| values[c.min(values.len() - 1)];
+    let black: Vec<f32> = (0..channels)
+        .map(|c| -per(&p.mean, c) / per(&p.std, c))
+        .collect();
+    let inside = |at: isize, len: usize| match (usize::try_from(at), border) {
+        (Ok(at), _) if at < len => Some(at),
+        (_, Border::Zero) => None,
+        (Ok(at), Border::Reflect) => Some(2 * (len - 1) - at),
+        (Err(_), Border::Reflect) => Some(at.unsigned_abs()),
+    };
+    for (i, to) in to.chunks_exact_mut(channels).enumerate() {
+        let (y, x) = (i / width, i % width);
+        let x = if flip { width - 1 - x } else { x };
+        let from = inside(y as isize + down, height).zip(inside(x as isize + right, width));
+        for (c, to) in to.iter_mut().enumerate() {
+            *to = match from {
+                Some((y, x)) => planes[(c * height + y) * width + x],
+                None => black[c],
+            };
         }
     }
 }

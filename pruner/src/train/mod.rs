@@ -7,6 +7,7 @@
 mod axes;
 mod border;
 mod buffers;
+mod cell;
 mod checkpoint;
 mod compile;
 mod conv;
@@ -17,17 +18,22 @@ mod layout;
 mod loader;
 mod loss;
 mod norm;
+mod normalise;
 mod optimiser;
 mod parts;
 mod pointwise;
 mod prepare;
 mod random;
+mod recurrent;
 mod run;
+#[cfg(test)]
+mod sequences;
 mod settings;
 mod sum;
 mod tape;
 mod window;
 
+pub use cell::is_recurrent;
 pub use prepare::refuses;
 pub use run::{EpochRow, Progress, TrainFiles, Trained, forget, train};
 pub use settings::{

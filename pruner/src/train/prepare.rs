@@ -1,5 +1,6 @@
 //! What is trained: which graphs and operators, and what happens to each weight.
 
+use super::cell::is_recurrent;
 use super::tape::{Parameter, Role};
 use crate::{Error, Result};
 use lacuna::Model;
@@ -42,11 +43,11 @@ pub const fn refuses(op: &Op) -> Option<&'static str> {
         | Op::Softmax { .. }
         | Op::Identity
         | Op::Swish { .. }
-        | Op::Gelu { .. } => None,
+        | Op::Gelu { .. }
+        | Op::FastGRNN => None,
         Op::Gemm { trans_a: true, .. } => {
             Some("a transposed left operand mixes the images of a batch")
         }
-        Op::FastGRNN => Some("it is a cell over time; training is for networks over images"),
         Op::Gather { .. }
         | Op::RMSNormalization { .. }
         | Op::LayerNormalization { .. }
@@ -55,7 +56,7 @@ pub const fn refuses(op: &Op) -> Option<&'static str> {
         | Op::PositionEmbedding
         | Op::Attention { .. }
         | Op::MaskedMean => {
-            Some("it belongs to language models; training is for networks over images")
+            Some("it belongs to language models; training is for networks over images or sequences")
         }
     }
 }
@@ -74,13 +75,24 @@ pub(super) fn prepare(model: &Model) -> Result<(Model, Vec<Parameter>)> {
     if let Some(node) = graph.nodes.iter().find(|n| refuses(&n.op).is_some()) {
         return Err(at(node, refuses(&node.op).unwrap_or_default()));
     }
-    let [input] = graph.inputs.as_mut_slice() else {
-        return Err(refuse(format!(
-            "the model has {} inputs; images need exactly one",
-            graph.inputs.len()
-        )));
-    };
-    open_batch(input)?;
+    match (is_recurrent(model), graph.inputs.as_mut_slice()) {
+        (false, [input]) => open_batch(input, 4)?,
+        (true, [a, b]) if a.carried.is_some() != b.carried.is_some() => {
+            open_batch(a, 2)?;
+            open_batch(b, 2)?;
+        }
+        (recurrent, inputs) => {
+            let what = if recurrent {
+                "sequences and a state need exactly two"
+            } else {
+                "images need exactly one"
+            };
+            return Err(refuse(format!(
+                "the model has {} inputs; {what}",
+                inputs.len()
+            )));
+        }
+    }
     strip(&mut graph);
     let mut weights = model.weights().clone();
     let read: HashSet<&str> = graph
@@ -113,24 +125,30 @@ pub(super) fn prepare(model: &Model) -> Result<(Model, Vec<Parameter>)> {
     Ok((Model::new(graph, weights)?, parameters))
 }
 
-fn open_batch(input: &mut Input) -> Result<()> {
-    let [batch, rest @ ..] = input.shape.as_mut_slice() else {
-        return Err(refuse(format!("input `{}` has no axes", input.name)));
-    };
-    if rest.len() != 3 {
+fn open_batch(input: &mut Input, axes: usize) -> Result<()> {
+    if input.shape.len() != axes {
         return Err(refuse(format!(
-            "input `{}` has {} axes, images have 4",
+            "input `{}` has {} axes, not {axes}: images have 4, a step of sequences has 2",
             input.name,
-            rest.len() + 1
+            input.shape.len()
         )));
     }
-    *batch = Dim::Symbol(BATCH.into());
+    input.shape[0] = Dim::Symbol(BATCH.into());
     Ok(())
 }
 
-/// Leaves the first output alone, and the logits where it is a softmax of them; drops what it does not need.
+/// Leaves the first output and what is carried, and the logits where the first is a softmax of them; drops what they do
+/// not need.
 fn strip(graph: &mut Graph) {
-    graph.outputs.truncate(1);
+    let carried: Vec<&String> = graph
+        .inputs
+        .iter()
+        .filter_map(|i| i.carried.as_ref())
+        .collect();
+    let mut first = true;
+    graph
+        .outputs
+        .retain(|o| std::mem::take(&mut first) || carried.contains(&o));
     if let Some(last) = graph.nodes.iter().find(|n| n.output == graph.outputs[0])
         && matches!(last.op, Op::Softmax { .. })
     {
@@ -163,6 +181,7 @@ fn role(graph: &Graph, name: &str, len: usize) -> Role {
                 Op::Conv { .. } | Op::Gemm { .. } if i == 2 => Role::Vector,
                 Op::BatchNormalization { .. } if i < 3 => Role::Vector,
                 Op::BatchNormalization { .. } => return Role::Statistic,
+                Op::FastGRNN => Role::Vector,
                 // A linear layer's bias may be a sum of its own; what stands before every layer prepares images.
                 Op::Add | Op::Sub | Op::Mul | Op::Div if behind && len > 1 => Role::Vector,
                 _ => role,

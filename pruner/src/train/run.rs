@@ -1,12 +1,15 @@
 //! The training loop: epochs of steps, pruning before them, a checkpoint after each.
 
 use super::checkpoint::{self, State};
+use super::compile::Sample;
 use super::loader::Loader;
+use super::normalise::normalise;
 use super::optimiser::Memory;
 use super::settings::TrainSettings;
 use super::tape::Tape;
-use crate::eval::{EvalOptions, evaluate, preprocess};
-use crate::{Error, Plan, Pruned, Recipe, Result, data};
+use crate::data::Samples;
+use crate::eval::{EvalOptions, evaluate_samples, preprocess};
+use crate::{Error, Plan, Pruned, Recipe, Result};
 use lacuna::Model;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -97,18 +100,25 @@ pub fn train(
     progress: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<Trained> {
     settings.check()?;
-    let Some(recipe) = recipe else {
-        if settings.gradual.is_some() {
-            return Err(Error::Training("gradual pruning without a sparsity".into()));
-        }
-        return Run::new(model, None, settings, files)?.go(progress);
-    };
+    if recipe.is_none() && settings.gradual.is_some() {
+        return Err(Error::Training("gradual pruning without a sparsity".into()));
+    }
     // Trained in f32; the recipe's dtype is that of the result.
-    let recipe = Recipe {
+    let recipe = recipe.map(|recipe| Recipe {
         dtype: None,
         ..recipe.clone()
+    });
+    let from = &settings.data;
+    let data = Samples::open(model, &from.path, &from.split, &from.held_out_subjects)?;
+    let normalised;
+    let model = match &data {
+        Samples::Sequences(sequences) => {
+            normalised = normalise(model, sequences, from)?;
+            &normalised
+        }
+        Samples::Images(_) => model,
     };
-    Run::new(model, Some(recipe), settings, files)?.go(progress)
+    Run::new(model, recipe, settings, files)?.go(&data, progress)
 }
 
 struct Run<'a> {
@@ -122,7 +132,7 @@ struct Run<'a> {
     id: String,
     plan: Option<Plan>,
     classes: usize,
-    input: [usize; 3],
+    sample: Sample,
 }
 
 impl<'a> Run<'a> {
@@ -133,7 +143,7 @@ impl<'a> Run<'a> {
         files: &'a TrainFiles,
     ) -> Result<Run<'a>> {
         let mut tape = Tape::new(model)?;
-        let (classes, input) = tape.sizes()?;
+        let (classes, sample) = tape.sizes()?;
         let mut digest = Sha256::new();
         for p in &tape.parameters {
             digest.update(p.name.as_bytes());
@@ -176,32 +186,43 @@ impl<'a> Run<'a> {
             id,
             plan: None,
             classes,
-            input,
+            sample,
         })
     }
 
-    fn go(mut self, progress: &mut dyn FnMut(&Progress<'_>)) -> Result<Trained> {
+    fn go(mut self, data: &Samples, progress: &mut dyn FnMut(&Progress<'_>)) -> Result<Trained> {
         let settings = self.settings;
         let options = EvalOptions {
             batch: 32,
             threads: rayon::current_num_threads(),
-            preset: settings.data.preset,
-            mean: settings.data.mean.clone(),
-            std: settings.data.std.clone(),
-            size: settings.data.size,
             ..EvalOptions::default()
         };
-        let images = data::open(&settings.data.path, &settings.data.split)?;
-        let test = match settings.data.test.is_empty() {
-            true => None,
-            false => Some(data::open(&settings.data.path, &settings.data.test)?),
+        let from = &settings.data;
+        let (options, preprocess) = match self.sample {
+            // The normalisation of sequences is a part of the model.
+            Sample::Sequence(_) => (options, None),
+            Sample::Image(input) => {
+                let options = EvalOptions {
+                    preset: from.preset,
+                    mean: from.mean.clone(),
+                    std: from.std.clone(),
+                    size: from.size,
+                    ..options
+                };
+                let preprocess = preprocess(&options, input)?;
+                (options, Some(preprocess))
+            }
         };
-        let loader = Loader::new(
-            &*images,
-            preprocess(&options, self.input)?,
-            settings,
-            self.classes,
-        )?;
+        let test = match from.test.is_empty() {
+            true => None,
+            false => Some(Samples::open(
+                self.model,
+                &from.path,
+                &from.test,
+                &from.held_out_subjects,
+            )?),
+        };
+        let loader = Loader::new(data, preprocess, settings, self.classes)?;
         if let (Some(pruning), Some(recipe)) = (&self.state.pruning, &self.recipe) {
             // The layers and their sizes; what was decided about them comes from the checkpoint.
             let mut plan = recipe.plan(self.model)?;
@@ -219,12 +240,8 @@ impl<'a> Run<'a> {
             self.prune(epoch)?;
             let mut row = self.epoch(epoch, &loader, progress)?;
             if let Some(test) = &test {
-                let accuracy = evaluate(
-                    &self.tape.model(self.model)?,
-                    &**test,
-                    &options,
-                    &mut |_, _| {},
-                )?;
+                let model = self.tape.model(self.model)?;
+                let accuracy = evaluate_samples(&model, test, &options, &mut |_, _| {})?;
                 (row.test_accuracy, row.test_samples) =
                     (Some(accuracy.top1), Some(accuracy.samples));
             }
@@ -252,20 +269,17 @@ impl<'a> Run<'a> {
         let Some(recipe) = &self.recipe else {
             return Ok(());
         };
-        let sparsity = match self.settings.gradual {
+        let progress = match self.settings.gradual {
             Some(g) if epoch > g.end => return Ok(()),
-            Some(g) => g.sparsity(epoch, recipe.sparsity),
+            Some(g) => g.progress(epoch),
             None if epoch > 0 => return Ok(()),
-            None => recipe.sparsity,
+            None => 1.0,
         };
-        if sparsity == 0.0 && self.settings.gradual.is_some() {
+        if progress == 0.0 {
             return Ok(());
         }
-        let recipe = Recipe {
-            sparsity,
-            ..recipe.clone()
-        };
-        let Pruned { model, plan } = recipe.run(&self.tape.model(self.model)?.decoded())?;
+        let trained = self.tape.model(self.model)?.decoded();
+        let Pruned { model, plan } = recipe.prepare_at(&trained, progress)?.run()?;
         for (p, mask) in self.tape.parameters.iter_mut().zip(&mut self.state.masks) {
             if !plan.layers.iter().any(|l| l.weight == p.name) {
                 continue;
@@ -297,7 +311,8 @@ impl<'a> Run<'a> {
         loader.epoch(epoch, |step, batch| {
             rate = settings.rate(epoch, step, steps);
             let loss = tape.step(
-                &batch.images,
+                &batch.samples,
+                batch.time,
                 &batch.labels,
                 settings.label_smoothing as f32,
             )?;
@@ -346,7 +361,7 @@ impl<'a> Run<'a> {
             epochs: settings.epochs,
             lr: rate,
             loss: sum / seen as f64,
-            train_accuracy: correct as f64 / loader.images() as f64,
+            train_accuracy: correct as f64 / loader.samples() as f64,
             test_accuracy: None,
             test_samples: None,
             sparsity: self.plan.as_ref().map(Plan::sparsity),

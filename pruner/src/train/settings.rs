@@ -134,7 +134,7 @@ pub enum Border {
     Reflect,
 }
 
-/// The images, of any kind that `prune eval` reads.
+/// The images or sequences, of any kind that `prune eval` reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSettings {
@@ -147,10 +147,13 @@ pub struct DataSettings {
     /// Train on the first so many images only, in a fixed random order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+    /// Subjects whose sequences are not trained on: the others are the split `train`, they the split `test`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held_out_subjects: Vec<usize>,
     /// Preprocessing; chosen by the input's shape where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<Preset>,
-    /// Means of pixels in 0..1 instead of the preset's.
+    /// Means of pixels in 0..1 instead of the preset's; of a sequence's channels instead of those of the training part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean: Option<Vec<f32>>,
     /// Standard deviations instead of the preset's.
@@ -168,6 +171,7 @@ impl Default for DataSettings {
             split: "train".into(),
             test: String::new(),
             limit: None,
+            held_out_subjects: Vec::new(),
             preset: None,
             mean: None,
             std: None,
@@ -203,20 +207,19 @@ pub enum SparsityCurve {
 }
 
 impl Gradual {
-    /// The sparsity of an epoch, from 0, where `target` is that of the end.
-    pub fn sparsity(&self, epoch: usize, target: f64) -> f64 {
+    /// The part of what goes in all that is gone in an epoch, from 0.
+    pub fn progress(&self, epoch: usize) -> f64 {
         if epoch < self.start {
             return 0.0;
         }
         if epoch >= self.end {
-            return target;
+            return 1.0;
         }
         let t = (epoch - self.start) as f64 / (self.end - self.start) as f64;
-        target
-            * match self.curve {
-                SparsityCurve::Cubic => 1.0 - (1.0 - t).powi(3),
-                SparsityCurve::Linear => t,
-            }
+        match self.curve {
+            SparsityCurve::Cubic => 1.0 - (1.0 - t).powi(3),
+            SparsityCurve::Linear => t,
+        }
     }
 }
 
@@ -347,12 +350,12 @@ mod tests {
             start: 2,
             end: 6,
         };
-        let at: Vec<f64> = (0..8).map(|e| g.sparsity(e, 0.8)).collect();
+        let at: Vec<f64> = (0..8).map(|e| g.progress(e)).collect();
         assert_eq!(at[..3], [0.0; 3]);
-        assert!((at[4] - 0.8 * 0.875).abs() < 1e-12);
-        assert_eq!(at[6..], [0.8; 2]);
+        assert!((at[4] - 0.875).abs() < 1e-12);
+        assert_eq!(at[6..], [1.0; 2]);
         g.curve = SparsityCurve::Linear;
-        assert!((g.sparsity(5, 0.8) - 0.6).abs() < 1e-12);
+        assert!((g.progress(5) - 0.75).abs() < 1e-12);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! A graph in training mode: forwards with what the way back needs, and backwards to a gradient for every weight.
 
 use super::buffers::Buffers;
-use super::compile::{Kind, Source, Step, compile};
+use super::compile::{Kind, Sample, Source, Step, compile};
 use super::loss::{Loss, cross_entropy};
 use super::norm::{self, Moments};
 use super::pointwise::walk;
+use super::recurrent::{Parts, States};
 use crate::{Error, Result};
 use lacuna::{Isa, Model, Weight};
 use std::collections::BTreeMap;
@@ -54,6 +55,7 @@ enum Saved {
     Nothing,
     Moments(Moments),
     Indices(Vec<u32>),
+    States(States),
 }
 
 /// A model in training.
@@ -64,13 +66,16 @@ pub(super) struct Tape {
     model: Model,
     isa: Isa,
     buffers: Buffers,
-    /// Steps by batch size.
-    compiled: BTreeMap<usize, Vec<Step>>,
+    /// Steps by batch size and steps of a sequence.
+    compiled: BTreeMap<[usize; 2], Vec<Step>>,
 }
 
 impl Tape {
     pub fn new(model: &Model) -> Result<Tape> {
-        let isa = Isa::detect().map_err(Error::Training)?;
+        Tape::with_isa(model, Isa::detect().map_err(Error::Training)?)
+    }
+
+    pub fn with_isa(model: &Model, isa: Isa) -> Result<Tape> {
         let (model, parameters) = super::prepare::prepare(model)?;
         let gradient = |p: &Parameter| vec![0.0; if p.role.descends() { p.data.len() } else { 0 }];
         Ok(Tape {
@@ -83,11 +88,11 @@ impl Tape {
         })
     }
 
-    /// Classes of the model, and channels, height and width of its input.
-    pub fn sizes(&mut self) -> Result<(usize, [usize; 3])> {
-        let (steps, input) = compile(&self.model, &self.parameters, 2)?;
+    /// Classes of the model, and what it takes.
+    pub fn sizes(&self) -> Result<(usize, Sample)> {
+        let (steps, sample) = compile(&self.model, &self.parameters, 2, 1)?;
         let outputs = steps.last().map_or(0, |s| s.len);
-        Ok((outputs / 2, input))
+        Ok((outputs / 2, sample))
     }
 
     /// The model with the weights as they are now, of the dtypes that they had.
@@ -110,22 +115,29 @@ impl Tape {
         Ok(model)
     }
 
-    /// The loss of a batch of channels-last images, and gradients of its mean in the parameters.
-    pub fn step(&mut self, images: &[f32], labels: &[usize], smoothing: f32) -> Result<Loss> {
-        let batch = labels.len();
-        if !self.compiled.contains_key(&batch) {
-            let (steps, _) = compile(&self.model, &self.parameters, batch)?;
-            self.compiled.insert(batch, steps);
+    /// The loss of a batch of channels-last images, or of sequences of `time` steps, and gradients of its mean in the
+    /// parameters.
+    pub fn step(
+        &mut self,
+        samples: &[f32],
+        time: usize,
+        labels: &[usize],
+        smoothing: f32,
+    ) -> Result<Loss> {
+        let sizes = [labels.len(), time];
+        if !self.compiled.contains_key(&sizes) {
+            let (steps, _) = compile(&self.model, &self.parameters, sizes[0], time)?;
+            self.compiled.insert(sizes, steps);
         }
-        let Some(steps) = self.compiled.remove(&batch) else {
+        let Some(steps) = self.compiled.remove(&sizes) else {
             return Ok(Loss::default());
         };
         self.gradients.iter_mut().for_each(|g| g.fill(0.0));
-        let mut run = Run::forward(self, &steps, images);
+        let mut run = Run::forward(self, &steps, samples);
         let mut logits = std::mem::take(&mut run.values[steps.len()]);
         let loss = cross_entropy(&mut logits, labels, smoothing);
         run.backward(self, &steps, logits);
-        self.compiled.insert(batch, steps);
+        self.compiled.insert(sizes, steps);
         Ok(loss)
     }
 }
@@ -150,9 +162,9 @@ fn read<'a>(
 }
 
 impl Run {
-    fn forward(tape: &mut Tape, steps: &[Step], images: &[f32]) -> Run {
-        let mut input = tape.buffers.take(images.len());
-        input.copy_from_slice(images);
+    fn forward(tape: &mut Tape, steps: &[Step], samples: &[f32]) -> Run {
+        let mut input = tape.buffers.take(samples.len());
+        input.copy_from_slice(samples);
         let mut run = Run {
             values: vec![input],
             saved: Vec::new(),
@@ -215,6 +227,12 @@ impl Run {
             Kind::Sum { limits } => super::sum::forward(isa, x, input(1), *limits, y),
             Kind::Binary { op, dims, a, b } => op.forward(dims, (x, a), (input(1), b), y),
             Kind::Dense(dense) => dense.forward(isa, x, input(1), optional(2), y),
+            Kind::Recurrent(cell) => {
+                let parts = Parts::new([1, 2, 3, 4].map(input));
+                let weights: Vec<&[f32]> = (5..step.inputs.len()).map(input).collect();
+                let states = cell.forward(isa, x, &weights, parts, y, &mut tape.buffers);
+                return Saved::States(states);
+            }
             Kind::MaxPool(pool) => {
                 let mut from = vec![0; y.len()];
                 pool.max(x, y, &mut from);
@@ -265,6 +283,9 @@ impl Run {
             if let Some(dy) = gradients[i + 1].take() {
                 let saved = std::mem::replace(&mut self.saved[i], Saved::Nothing);
                 self.one_back(tape, step, i + 1, &saved, dy, &mut gradients);
+                if let Saved::States(states) = saved {
+                    states.give(&mut tape.buffers);
+                }
             }
             tape.buffers.give(std::mem::take(&mut self.values[i + 1]));
         }
@@ -409,6 +430,33 @@ impl Run {
                 }
                 give(own, source(1), dw);
                 give(own, source(2), db);
+            }
+            Kind::Recurrent(cell) => {
+                let Saved::States(states) = saved else {
+                    return buffers.give(dy);
+                };
+                let read = |i: usize| read(&self.values, parameters, source(i));
+                let matrices = 5..step.inputs.len();
+                let weights: Vec<&[f32]> = matrices.clone().map(read).collect();
+                let mut dvectors = [1, 2, 3, 4].map(|i| take(own, source(i)));
+                let mut dweights: Vec<Vec<f32>> =
+                    matrices.clone().map(|i| take(own, source(i))).collect();
+                let mut dx = buffers.take(x.len());
+                cell.backward(
+                    isa,
+                    states,
+                    &weights,
+                    Parts::new([1, 2, 3, 4].map(read)),
+                    &dy,
+                    &mut dx,
+                    &mut dweights,
+                    dvectors.each_mut().map(Vec::as_mut_slice),
+                    buffers,
+                );
+                for (i, gradient) in (1..).zip(dvectors.into_iter().chain(dweights)) {
+                    give(own, source(i), gradient);
+                }
+                pass(gradients, step.wants(0), dx, buffers);
             }
             Kind::Concat { inner } => {
                 let row: usize = inner.iter().sum();
