@@ -30,16 +30,16 @@ TUNE = ["--fine-tune", str(EPOCHS), "--gradual", "cubic", "--gradual-end", str(E
 VARIANTS = {
     "dense-first": (TRAIN, "fastgrnn-6-80-7", False),
     "factors-first": (TRAIN, "fastgrnn-6-80-7-6-80", False),
+    "low-rank-first": (TRAIN, "fastgrnn-6-80-7-6-8", False),
     "dense": (TRAIN, "dense-first", False),
     "factors": (TRAIN, "factors-first", False),
-    "low-rank-first": (TRAIN, "fastgrnn-6-80-7-6-8", False),
     "low-rank-6-8": (TRAIN, "low-rank-first", False),
-    "global-0.8": (["global-mp", "--sparsity", "0.8"] + TUNE, "dense-first", False),
     "global-0.9": (["global-mp", "--sparsity", "0.9"] + TUNE, "dense-first", False),
-    "global-0.95": (["global-mp", "--sparsity", "0.95"] + TUNE, "dense-first", False),
     "columns-6-8": (["columns", "--rank", "rnn.U1=8", "--rank", "rnn.W1=6"] + TUNE, "factors-first", True),
-    "columns-6-7": (["columns", "--rank", "rnn.U1=7", "--rank", "rnn.W1=6"] + TUNE, "factors-first", True),
     "columns-5-7": (["columns", "--rank", "rnn.U1=7", "--rank", "rnn.W1=5"] + TUNE, "factors-first", True),
+    "global-0.8": (["global-mp", "--sparsity", "0.8"] + TUNE, "dense-first", False),
+    "columns-6-7": (["columns", "--rank", "rnn.U1=7", "--rank", "rnn.W1=6"] + TUNE, "factors-first", True),
+    "global-0.95": (["global-mp", "--sparsity", "0.95"] + TUNE, "dense-first", False),
 }
 # The two-sided 95 % point of Student's distribution with a fold less one degrees of freedom.
 STUDENT = 2.776
