@@ -16,8 +16,9 @@
 //! ```
 //!
 //! [`Recipe::plan`] says what would happen, [`Recipe::run`] does it, [`save`] writes the result,
-//! reopens it and counts its zeros. [`report`] describes models, [`data`] reads labelled images
-//! and [`eval`] measures accuracy on them; [`perplexity`] measures language models on text.
+//! reopens it and counts its zeros; [`cut()`] removes what nothing goes through. [`report`] describes
+//! models, [`data`] reads labelled images and sequences and [`eval`] measures accuracy on them;
+//! [`perplexity`] measures language models on text.
 
 #![forbid(unsafe_code)]
 

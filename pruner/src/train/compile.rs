@@ -123,7 +123,7 @@ pub(super) fn compile(
         let symbols = Symbols::from([(BATCH.to_owned(), rows)]);
         let symbols = crate::report::bind(model, &symbols);
         infer_shapes(graph, model.weights(), &symbols)
-            .map_err(|e| refuse(format!("with {batch} images at a time: {e}")))
+            .map_err(|e| refuse(format!("with {batch} samples at a time: {e}")))
     };
     // What does not depend on the state is done for all steps at once.
     let (ahead, shapes) = match cell {
