@@ -17,6 +17,9 @@ pub(super) fn normalise(model: &Model, data: &Sequences, settings: &DataSettings
         return Err(refuse("a preset or a size is for images"));
     }
     let given = [&settings.mean, &settings.std];
+    if data.is_empty() {
+        return Err(refuse(format!("nothing to train on: {}", data.describe())));
+    }
     let input = model.graph().inputs.iter().find(|i| i.carried.is_none());
     let Some(input) = input else {
         return Err(refuse("the model takes nothing"));
