@@ -42,7 +42,7 @@ pub fn evaluate_sequences(
     }
     session.symbols = crate::report::bind(model, &session.symbols);
     let mut stream = Stream::new(model, session)?;
-    let &[(ref name, ref shape)] = stream.inputs() else {
+    let [(name, shape)] = stream.inputs() else {
         return Err(refuse(format!(
             "the model takes {} inputs beside its state; sequences need one",
             stream.inputs().len()

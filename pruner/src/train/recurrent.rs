@@ -3,6 +3,9 @@
 //! Everything lies sequence by sequence, `[sequences, time, ...]`. A part of the sequences goes through all steps on one
 //! thread; what does not depend on the state is done before and after, for all steps at once.
 
+// Rows of several buffers are walked side by side.
+#![allow(clippy::needless_range_loop)]
+
 use super::buffers::Buffers;
 use super::dense::{BLOCK, Dense};
 use lacuna::{Isa, Product};

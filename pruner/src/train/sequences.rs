@@ -161,11 +161,11 @@ fn loss_in_f64(x: &[f64], p: &HashMap<String, Vec<f64>>, batch: usize, low: bool
         let mut h = vec![0.0; width];
         for step in sequence.chunks_exact(CHANNELS) {
             let (wx, uh) = (product("W", step), product("U", &h));
-            for i in 0..width {
+            for (i, h) in h.iter_mut().enumerate() {
                 let u = wx[i] + uh[i];
                 let z = sigmoid(u + p["rnn.bias_gate"][i]);
                 let c = (u + p["rnn.bias_update"][i]).tanh();
-                h[i] = z * h[i] + (zeta * (1.0 - z) + nu) * c;
+                *h = z * *h + (zeta * (1.0 - z) + nu) * c;
             }
         }
         let logits: Vec<f64> = (times("fc.weight", &h).iter().zip(&p["fc.bias"]))
