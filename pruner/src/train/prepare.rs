@@ -1,6 +1,6 @@
 //! What is trained: which graphs and operators, and what happens to each weight.
 
-use super::tape::{Parameter, Role};
+use super::network::{Parameter, Role};
 use crate::{Error, Result};
 use lacuna::Model;
 use lacuna::model::{Dim, Graph, Input, Node, Op};

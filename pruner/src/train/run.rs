@@ -1,10 +1,11 @@
 //! The training loop: epochs of steps, pruning before them, a checkpoint after each.
 
 use super::checkpoint::{self, State};
+use super::engine::{self, Device, Engine};
 use super::loader::Loader;
+use super::network::Network;
 use super::optimiser::Memory;
 use super::settings::TrainSettings;
-use super::tape::Tape;
 use crate::eval::{EvalOptions, evaluate, preprocess};
 use crate::{Error, Plan, Pruned, Recipe, Result, data};
 use lacuna::Model;
@@ -13,9 +14,11 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Where a run keeps its state and its figures.
+/// How a run is carried out: where it computes, and where it keeps its state and its figures.
 #[derive(Clone, Debug, Default)]
-pub struct TrainFiles {
+pub struct Effort {
+    /// Where gradients are computed.
+    pub device: Device,
     /// The checkpoint: written after every epoch, gone on from where it is there. None without a path.
     pub checkpoint: Option<PathBuf>,
     /// Figures by epoch, as JSON lines.
@@ -48,6 +51,9 @@ pub struct EpochRow {
     pub sparsity: Option<f64>,
     /// Time of the epoch's steps.
     pub seconds: f64,
+    /// Where its gradients were computed.
+    #[serde(default)]
+    pub device: Device,
 }
 
 /// What the last pruning decided, so that a run that goes on can report it.
@@ -87,13 +93,13 @@ pub struct Trained {
 /// Trains `model`. With a recipe its weights go before the first epoch, or over the epochs where the settings have a
 /// gradual schedule, and the mask holds after every step. Weights that the model's file stores sparse keep their zeros.
 ///
-/// The result depends on the model, the recipe, the settings and the machine's instruction set, and neither on the
-/// number of threads nor on how often the run was interrupted.
+/// On [`Device::Cpu`] the result depends on the model, the recipe, the settings and the machine's instruction set, and
+/// neither on the number of threads nor on how often the run was interrupted.
 pub fn train(
     model: &Model,
     recipe: Option<&Recipe>,
     settings: &TrainSettings,
-    files: &TrainFiles,
+    effort: &Effort,
     progress: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<Trained> {
     settings.check()?;
@@ -101,22 +107,23 @@ pub fn train(
         if settings.gradual.is_some() {
             return Err(Error::Training("gradual pruning without a sparsity".into()));
         }
-        return Run::new(model, None, settings, files)?.go(progress);
+        return Run::new(model, None, settings, effort)?.go(progress);
     };
     // Trained in f32; the recipe's dtype is that of the result.
     let recipe = Recipe {
         dtype: None,
         ..recipe.clone()
     };
-    Run::new(model, Some(recipe), settings, files)?.go(progress)
+    Run::new(model, Some(recipe), settings, effort)?.go(progress)
 }
 
 struct Run<'a> {
     model: &'a Model,
     recipe: Option<Recipe>,
     settings: &'a TrainSettings,
-    files: &'a TrainFiles,
-    tape: Tape,
+    effort: &'a Effort,
+    network: Network,
+    engine: Box<dyn Engine>,
     state: State,
     resumed: usize,
     id: String,
@@ -130,12 +137,13 @@ impl<'a> Run<'a> {
         model: &'a Model,
         recipe: Option<Recipe>,
         settings: &'a TrainSettings,
-        files: &'a TrainFiles,
+        effort: &'a Effort,
     ) -> Result<Run<'a>> {
-        let mut tape = Tape::new(model)?;
-        let (classes, input) = tape.sizes()?;
+        let mut network = Network::new(model)?;
+        let (classes, input) = network.sizes()?;
+        let engine = engine::open(effort.device, &network)?;
         let mut digest = Sha256::new();
-        for p in &tape.parameters {
+        for p in &network.parameters {
             digest.update(p.name.as_bytes());
             p.data.iter().for_each(|x| digest.update(x.to_le_bytes()));
         }
@@ -153,15 +161,15 @@ impl<'a> Run<'a> {
             .iter()
             .map(|b| format!("{b:02x}"))
             .collect();
-        let found = match &files.checkpoint {
-            Some(path) => checkpoint::read(path, &id, &mut tape.parameters)?,
+        let found = match &effort.checkpoint {
+            Some(path) => checkpoint::read(path, &id, &mut network.parameters)?,
             None => None,
         };
         let resumed = found.as_ref().map_or(0, |s| s.epochs);
         let state = found.unwrap_or_else(|| State {
             epochs: 0,
-            memory: Memory::new(&tape.parameters, settings.optimizer),
-            masks: stored_zeros(model, &tape),
+            memory: Memory::new(&network.parameters, settings.optimizer),
+            masks: stored_zeros(model, &network),
             rows: Vec::new(),
             pruning: None,
         });
@@ -169,8 +177,9 @@ impl<'a> Run<'a> {
             model,
             recipe,
             settings,
-            files,
-            tape,
+            effort,
+            network,
+            engine,
             state,
             resumed,
             id,
@@ -220,7 +229,7 @@ impl<'a> Run<'a> {
             let mut row = self.epoch(epoch, &loader, progress)?;
             if let Some(test) = &test {
                 let accuracy = evaluate(
-                    &self.tape.model(self.model)?,
+                    &self.network.model(self.model)?,
                     &**test,
                     &options,
                     &mut |_, _| {},
@@ -230,8 +239,8 @@ impl<'a> Run<'a> {
             }
             self.state.epochs = epoch + 1;
             self.state.rows.push(row);
-            if let Some(path) = &self.files.checkpoint {
-                checkpoint::write(path, &self.id, &self.tape.parameters, &self.state)?;
+            if let Some(path) = &self.effort.checkpoint {
+                checkpoint::write(path, &self.id, &self.network.parameters, &self.state)?;
             }
             self.write_metrics()?;
             let steps = loader.steps();
@@ -265,8 +274,13 @@ impl<'a> Run<'a> {
             sparsity,
             ..recipe.clone()
         };
-        let Pruned { model, plan } = recipe.run(&self.tape.model(self.model)?.decoded())?;
-        for (p, mask) in self.tape.parameters.iter_mut().zip(&mut self.state.masks) {
+        let Pruned { model, plan } = recipe.run(&self.network.model(self.model)?.decoded())?;
+        for (p, mask) in self
+            .network
+            .parameters
+            .iter_mut()
+            .zip(&mut self.state.masks)
+        {
             if !plan.layers.iter().any(|l| l.weight == p.name) {
                 continue;
             }
@@ -293,10 +307,12 @@ impl<'a> Run<'a> {
         let (settings, steps) = (self.settings, loader.steps());
         let started = Instant::now();
         let (mut sum, mut correct, mut seen, mut rate) = (0.0, 0, 0, 0.0);
-        let (tape, state) = (&mut self.tape, &mut self.state);
+        let (network, state) = (&mut self.network, &mut self.state);
+        let engine = &mut self.engine;
         loader.epoch(epoch, |step, batch| {
             rate = settings.rate(epoch, step, steps);
-            let loss = tape.step(
+            let loss = engine.step(
+                network,
                 &batch.images,
                 &batch.labels,
                 settings.label_smoothing as f32,
@@ -313,8 +329,8 @@ impl<'a> Run<'a> {
             state.memory.step(
                 settings,
                 rate,
-                &mut tape.parameters,
-                &tape.gradients,
+                &mut network.parameters,
+                &network.gradients,
                 &state.masks,
             );
             sum += loss.sum;
@@ -329,7 +345,7 @@ impl<'a> Run<'a> {
             });
             Ok(())
         })?;
-        if let Some(p) = tape
+        if let Some(p) = network
             .parameters
             .iter()
             .find(|p| p.data.iter().any(|x| !x.is_finite()))
@@ -351,11 +367,12 @@ impl<'a> Run<'a> {
             test_samples: None,
             sparsity: self.plan.as_ref().map(Plan::sparsity),
             seconds: started.elapsed().as_secs_f64(),
+            device: self.effort.device,
         })
     }
 
     fn write_metrics(&self) -> Result<()> {
-        let Some(path) = &self.files.metrics else {
+        let Some(path) = &self.effort.metrics else {
             return Ok(());
         };
         let mut text = String::new();
@@ -367,16 +384,19 @@ impl<'a> Run<'a> {
     }
 
     fn finish(self) -> Result<Trained> {
-        let mut model = self.tape.model(self.model)?;
+        let mut model = self.network.model(self.model)?;
         let mut plan = self.plan;
         if let Some(plan) = &mut plan {
+            // From the model that was given, not from the step before the last.
+            let zeros = |model: &Model, name: &str| {
+                let weight = model.weights().get(name);
+                weight.map(|w| w.numel() - w.count_nonzero())
+            };
             for layer in &mut plan.layers {
-                let zeros = model
-                    .weights()
-                    .get(&layer.weight)
-                    .map(|w| w.numel() - w.count_nonzero());
-                layer.zeros_after = zeros.unwrap_or(layer.zeros_after);
+                layer.zeros_before = zeros(self.model, &layer.weight).unwrap_or(layer.zeros_before);
+                layer.zeros_after = zeros(&model, &layer.weight).unwrap_or(layer.zeros_after);
             }
+            plan.zeros_before = plan.layers.iter().map(|l| l.zeros_before).sum();
             plan.zeros_after = plan.layers.iter().map(|l| l.zeros_after).sum();
             model = model.encoded();
         } else if self.state.masks.iter().any(|m| !m.is_empty()) {
@@ -391,8 +411,8 @@ impl<'a> Run<'a> {
 }
 
 /// Masks of the weights that are stored sparse.
-fn stored_zeros(model: &Model, tape: &Tape) -> Vec<Vec<u8>> {
-    let masks = tape
+fn stored_zeros(model: &Model, network: &Network) -> Vec<Vec<u8>> {
+    let masks = network
         .parameters
         .iter()
         .map(|p| match model.weights().get(&p.name) {
