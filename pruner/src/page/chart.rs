@@ -142,7 +142,11 @@ pub fn lines(id: &str, title: &str, series: &[Series]) -> String {
             .x_desc("epoch")
             .x_labels(8)
             .y_labels(5)
-            .x_label_formatter(&|x| format!("{x:.0}"))
+            // There is nothing between two epochs.
+            .x_label_formatter(&|x| match (x - x.round()).abs() < 1e-6 {
+                true => format!("{x:.0}"),
+                false => String::new(),
+            })
             .y_label_formatter(&|y| format!("{:.1} %", y * 100.0))
             .draw()?;
         for s in series {
