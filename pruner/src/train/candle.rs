@@ -97,10 +97,8 @@ impl Candle {
             )?),
             None => Ok(()),
         };
-        let all = self.variables.iter().zip(&network.parameters);
-        all.map(fill)
-            .collect::<candle_core::Result<()>>()
-            .map_err(lacuna::Error::from)?;
+        let mut all = self.variables.iter().zip(&network.parameters);
+        all.try_for_each(fill).map_err(lacuna::Error::from)?;
         let logits = self.forward(network, images, labels.len())?;
         let mut rows = numbers(&logits).map_err(lacuna::Error::from)?;
         // The loss and its gradient are those of the other engine; candle goes on from there.

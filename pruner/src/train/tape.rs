@@ -53,12 +53,9 @@ impl Engine for Tape {
         smoothing: f32,
     ) -> Result<Loss> {
         let batch = labels.len();
-        if !self.compiled.contains_key(&batch) {
-            let (steps, _) = compile(&network.model, &network.parameters, batch)?;
-            self.compiled.insert(batch, steps);
-        }
-        let Some(steps) = self.compiled.remove(&batch) else {
-            return Ok(Loss::default());
+        let steps = match self.compiled.remove(&batch) {
+            Some(steps) => steps,
+            None => compile(&network.model, &network.parameters, batch)?.0,
         };
         network.gradients.iter_mut().for_each(|g| g.fill(0.0));
         let mut run = Run::forward(self, network, &steps, images);
@@ -220,6 +217,7 @@ impl Run {
     }
 
     /// Consumes the gradient of one step's output.
+    #[allow(clippy::too_many_arguments)]
     fn one_back(
         &self,
         tape: &mut Tape,

@@ -28,7 +28,7 @@ pub fn positions(b: &mut Builder<'_>, node: &Node) {
 /// without keys gives zeros.
 pub fn attention(b: &mut Builder<'_>, node: &Node, heads: usize, scale: f32) {
     let split = b.ints(node, "split", &[0, 0, heads as i64, -1]);
-    let mut part = |b: &mut Builder<'_>, i: usize, perm: [usize; 4]| {
+    let part = |b: &mut Builder<'_>, i: usize, perm: [usize; 4]| {
         let from = vec![node.inputs[i].clone(), split.clone()];
         let parted = b.inner(node, "Reshape", from, vec![]);
         b.inner(node, "Transpose", vec![parted], vec![ints("perm", perm)])
@@ -68,7 +68,7 @@ pub fn masked_mean(b: &mut Builder<'_>, node: &Node) {
     let seen = b.inner(node, "Cast", vec![seen], vec![int("to", FLOAT)]);
     let seen = b.inner(node, "Unsqueeze", vec![seen, width], vec![]);
     let kept = b.inner(node, "Mul", vec![x, seen.clone()], vec![]);
-    let mut sum = |b: &mut Builder<'_>, of: String| {
+    let sum = |b: &mut Builder<'_>, of: String| {
         let from = vec![of, token.clone()];
         b.inner(node, "ReduceSum", from, vec![int("keepdims", 0)])
     };
