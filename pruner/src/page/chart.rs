@@ -127,7 +127,7 @@ pub fn lines(id: &str, title: &str, series: &[Series]) -> String {
             .margin_top(12)
             .margin_right(14)
             .x_label_area_size(34)
-            .y_label_area_size(56)
+            .y_label_area_size(64)
             .build_cartesian_2d(first..last.max(first + 1.0), low..high)?;
         let style = ("sans-serif", 15)
             .into_font()
