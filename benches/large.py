@@ -2,9 +2,9 @@
 """The global threshold over a checkpoint of 1.5 billion parameters: time against cold reads, and anonymous memory.
 
     cargo build --release -p lacuna-prune --bins --example large_checkpoint
-    benches/large.py [--folder DIR] [--keep] [--layers N] [--rounds N]
+    benches/large.py [--folder DIR] [--keep] [--layers N] [--rounds N] [--dtype bf16|f32]
 
-Generates the checkpoint (3 GB of bf16) where it is missing, and deletes it afterwards. Before every timing the page cache
+Generates the checkpoint (3 GB of bf16, 6 GB of f32) where it is missing, and deletes it afterwards. Before every timing the page cache
 is emptied: `/proc/sys/vm/drop_caches` where we may, and posix_fadvise(DONTNEED) on the file. The reference is one
 sequential read(2) of the file in blocks of 1 MiB. Anonymous memory is the largest RssAnon of /proc/PID/status, sampled
 every 5 ms. Fails where the threshold takes more than 1.3 times two reads, or a run more memory than the largest tensor
@@ -81,6 +81,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=pathlib.Path, default=TARGET / "large")
     parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sparsity", default="0.9")
     parser.add_argument("--keep", action="store_true", help="do not delete the checkpoint")
@@ -88,7 +89,7 @@ def main():
     file, pruned = options.folder / "model.safetensors", options.folder / "pruned.safetensors"
     if not file.exists():
         generator = TARGET / "examples" / "large_checkpoint"
-        subprocess.run([generator, options.folder, str(options.layers)], check=True)
+        subprocess.run([generator, options.folder, str(options.layers), options.dtype], check=True)
     limit = largest(file) + 200_000_000
     method = [TARGET / "prune", "global-mp", options.folder, "--sparsity", options.sparsity, "--json"]
     failed = False

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{CommandFactory, Parser, Subcommand};
 use indicatif::ProgressBar;
 use lacuna::plan::Tuned;
 use lacuna_bench::{Config, Measured, report};
@@ -17,8 +17,15 @@ use std::time::Duration;
 /// Input data is pseudo-random, standard normal, the same on every machine. Results go to stdout,
 /// progress to stderr, and only on a terminal.
 #[derive(Parser)]
-#[command(name = "lacuna-bench", version)]
+#[command(
+    name = "lacuna-bench",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
     /// A Lacuna file, or anything that the converters open (ONNX, PyTorch state dicts); weights
     /// with zeros are then encoded on the fly
     #[arg(required_unless_present = "profile_out")]
@@ -92,6 +99,15 @@ struct Args {
     profile_out: Option<PathBuf>,
 }
 
+/// What measures nothing. A model of such a name is given as `./man`.
+#[derive(Subcommand)]
+enum Verb {
+    /// Prints what makes a shell complete this program's flags
+    Completions(lacuna_manual::Completions),
+    /// Prints the manual page
+    Man(lacuna_manual::Man),
+}
+
 /// A time that a [`Duration`] holds.
 fn milliseconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -102,6 +118,14 @@ fn milliseconds(text: &str) -> Result<f64, String> {
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
+    if let Some(verb) = &args.verb {
+        let text = match verb {
+            Verb::Completions(v) => v.text(Args::command()),
+            Verb::Man(v) => v.text(Args::command())?,
+        };
+        print!("{text}");
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(path) = &args.profile_out {
         write_profile(path, args.threads)?;
     }

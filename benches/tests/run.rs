@@ -359,3 +359,39 @@ fn packed_weights_are_found_the_next_time() {
         );
     }
 }
+
+#[test]
+fn completions_and_manual_know_the_flags() {
+    let bench = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna-bench"));
+        let output = command.args(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.success(),
+            text(output.stdout) + &text(output.stderr),
+        )
+    };
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let (ok, text) = bench(&["completions", shell]);
+        for word in ["min-time-ms", "round-inputs", "completions"] {
+            assert!(ok && text.contains(word), "{shell}: {word}");
+        }
+    }
+    let (ok, page) = bench(&["man"]);
+    assert!(
+        ok && page.contains(".TH lacuna-bench 1") && page.contains("min\\-time\\-ms"),
+        "{page}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("pages");
+    let (ok, text) = bench(&["man", "-o", pages.to_str().unwrap()]);
+    assert!(ok && pages.join("lacuna-bench.1").exists(), "{text}");
+    let (ok, text) = bench(&["completions", "tcsh"]);
+    assert!(
+        !ok && text.contains("tcsh") && text.contains("bash"),
+        "{text}"
+    );
+    // Without a verb a model is still needed.
+    let (ok, text) = bench(&["--json"]);
+    assert!(!ok && text.contains("MODEL"), "{text}");
+}

@@ -1,7 +1,7 @@
 //! Models as ONNX, and back.
 
 use lacuna::model::{Dim, Graph, Input, Node, Op, PadMode, Padding, Weight, Weights, Window};
-use lacuna::{Model, Session, SessionOptions, TensorView};
+use lacuna::{DType, Model, Session, SessionOptions, TensorView};
 use lacuna_convert::{Options, export_onnx, open, untrained};
 use std::path::Path;
 
@@ -211,4 +211,50 @@ fn what_has_no_form_is_refused_and_leaves_nothing() {
     refused(&odd(), folder.path(), &["folder"]);
     refused(&odd(), &folder.path().join("none/m.onnx"), &["none/m.onnx"]);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// Positions, attention and a mean under a mask over three tokens at most.
+fn encoder(causal: bool, cache: bool) -> Model {
+    let tokens = || vec![Dim::Symbol("N".into()), Dim::Symbol("T".into())];
+    let mut shape = tokens();
+    shape.push(Dim::Fixed(4));
+    let mut mask = Input::f32("mask", tokens());
+    mask.dtype = DType::I64;
+    let attention = Op::Attention {
+        heads: 2,
+        kv_heads: 2,
+        causal,
+        cache,
+        scale: None,
+    };
+    let graph = Graph {
+        inputs: vec![Input::f32("x", shape), mask],
+        outputs: vec!["m.y".into()],
+        nodes: vec![
+            node("p", Op::PositionEmbedding, &["x", "t"]),
+            node("a", attention, &["p.y", "p.y", "p.y", "mask"]),
+            node("m", Op::MaskedMean, &["a.y", "mask"]),
+        ],
+        ..Graph::default()
+    };
+    let weights: Weights = [("t".to_owned(), Weight::from_f32(&[3, 4], &[0.5; 12]))].into();
+    Model::new(graph, weights).unwrap()
+}
+
+/// What it computes is compared with ours by tests/compare/onnx_export.py.
+#[test]
+fn encoders_are_written_from_operators_of_other_runtimes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.onnx");
+    export_onnx(&encoder(false, false), &path).unwrap();
+    let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+    for op in ["Softmax", "Where", "ReduceSum", "Slice"] {
+        assert!(text.contains(op), "{op}");
+    }
+    for op in ["Attention", "MaskedMean", "PositionEmbedding"] {
+        assert!(!text.contains(op), "{op}");
+    }
+    for model in [encoder(false, true), encoder(true, false)] {
+        refused(&model, &folder.path().join("x"), &["--dense"]);
+    }
 }

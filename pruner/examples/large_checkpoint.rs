@@ -1,7 +1,7 @@
-//! Writes a folder that looks like a language model of 1.5 billion parameters in bf16: a config and one
+//! Writes a folder that looks like a language model of 1.5 billion parameters in bf16, or f32: a config and one
 //! safetensors file of random weights. For measuring memory and time, not for use.
 //!
-//! `cargo run --release -p lacuna-prune --example large_checkpoint -- FOLDER [LAYERS]`
+//! `cargo run --release -p lacuna-prune --example large_checkpoint -- FOLDER [LAYERS [bf16|f32]]`
 
 use std::fs::File;
 use std::io::{BufWriter, Result, Write};
@@ -48,24 +48,35 @@ struct Values {
 }
 
 impl Values {
-    fn next(&mut self) -> [u8; 2] {
+    fn next(&mut self) -> f32 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;
         let bytes = self.state.to_le_bytes();
         let sum: i32 = bytes.iter().map(|&b| i32::from(b)).sum();
-        // The upper half of an f32 is a bf16, cut instead of rounded.
-        let bits = ((sum as f32 - 1019.9) * self.scale).to_bits();
-        ((bits >> 16) as u16).to_le_bytes()
+        // The sum has 11 bits; what is left of the state fills the lower bits of an f32.
+        let more = (self.state >> 32) as f32 / 4_294_967_296.0;
+        (sum as f32 - 1019.9 + more) * self.scale
     }
+}
+
+/// The upper half of an f32, cut instead of rounded.
+fn bf16(value: f32) -> [u8; 2] {
+    ((value.to_bits() >> 16) as u16).to_le_bytes()
 }
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let usage = || std::io::Error::other("usage: large_checkpoint FOLDER [LAYERS]");
+    let usage = || std::io::Error::other("usage: large_checkpoint FOLDER [LAYERS [bf16|f32]]");
     let folder = PathBuf::from(args.next().ok_or_else(usage)?);
     let layers = args.next().map_or(Ok(24), |n| n.parse());
     let layers: usize = layers.map_err(|_| usage())?;
+    let single = match args.next().as_deref() {
+        None | Some("bf16") => false,
+        Some("f32") => true,
+        Some(_) => return Err(usage()),
+    };
+    let (dtype, size) = if single { ("F32", 4) } else { ("BF16", 2) };
     std::fs::create_dir_all(&folder)?;
     let config = format!(
         r#"{{"model_type": "llama", "hidden_size": {HIDDEN}, "intermediate_size": {FEED},
@@ -80,12 +91,12 @@ fn main() -> Result<()> {
     let mut header = String::from("{");
     let mut at = 0;
     for (name, shape) in &list {
-        let end = at + 2 * shape.iter().product::<usize>();
+        let end = at + size * shape.iter().product::<usize>();
         if at > 0 {
             header.push(',');
         }
         header += &format!(
-            r#""{name}":{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{at},{end}]}}"#
+            r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{at},{end}]}}"#
         );
         at = end;
     }
@@ -102,14 +113,19 @@ fn main() -> Result<()> {
             state: 0x9e37_79b9_7f4a_7c15 ^ (i as u64 + 1),
             scale: 0.02 / 209.0 * (0.5 + i as f32 % 7.0 / 7.0),
         };
-        let mut row = Vec::with_capacity(2 * shape[shape.len() - 1]);
+        let mut row = Vec::with_capacity(size * shape[shape.len() - 1]);
         for _ in 0..shape.iter().product::<usize>() / shape[shape.len() - 1] {
             row.clear();
-            (0..shape[shape.len() - 1]).for_each(|_| row.extend_from_slice(&values.next()));
+            for _ in 0..shape[shape.len() - 1] {
+                match (single, values.next()) {
+                    (true, value) => row.extend_from_slice(&value.to_le_bytes()),
+                    (false, value) => row.extend_from_slice(&bf16(value)),
+                }
+            }
             out.write_all(&row)?;
         }
     }
     out.into_inner()?.sync_all()?;
-    println!("{}: {} parameters, {at} bytes", folder.display(), at / 2);
+    println!("{}: {} parameters, {at} bytes", folder.display(), at / size);
     Ok(())
 }

@@ -126,6 +126,43 @@ fn only_the_sidecar_has_to_be_there() {
 }
 
 #[test]
+fn the_epochs_of_a_training_are_in_its_sidecar() {
+    let mut report: Value = serde_json::from_str(&full().sidecar).unwrap();
+    report["epochs"] = json!([
+        {"epoch": 1, "train_accuracy": 0.8, "test_accuracy": 0.7},
+        {"epoch": 2, "train_accuracy": 0.6, "test_accuracy": 0.5, "sparsity": 0.9},
+    ]);
+    let page = |metrics: Option<&str>| {
+        let sources = Sources {
+            sidecar: report.to_string(),
+            metrics: metrics.map(str::to_owned),
+            ..Sources::default()
+        };
+        html(&sources).unwrap()
+    };
+    let own = page(None);
+    assert_eq!(tags(&own)["svg"], 3);
+    assert!(
+        own.contains("50.00 %") && own.contains("after epoch 2"),
+        "{own}"
+    );
+    // Before weights went the sparsity was 0, on the axis that the accuracy has.
+    let (_, sparsity) = own.split_once("Sparsity by epoch").unwrap();
+    assert_eq!(
+        sparsity
+            .split("</svg>")
+            .next()
+            .unwrap()
+            .matches("<circle")
+            .count(),
+        2
+    );
+    // Metrics that are given go first.
+    let line = json!({"epoch": 3, "test_accuracy": 0.25}).to_string();
+    assert!(page(Some(&line)).contains("after epoch 3"));
+}
+
+#[test]
 fn names_are_text_and_nothing_else() {
     let name = "<script>alert('\"&')</script>";
     let sources = Sources {

@@ -4,7 +4,7 @@ use lacuna::{Model, Session, SessionOptions, Stream, TensorView};
 use lacuna_prune::data::Sequences;
 use lacuna_prune::eval::{EvalOptions, evaluate_sequences};
 use lacuna_prune::train::{
-    DataSettings, Gradual, Optimizer, SparsityCurve, TrainFiles, TrainSettings, train,
+    DataSettings, Effort, Gradual, Optimizer, SparsityCurve, TrainSettings, train,
 };
 use lacuna_prune::{AllocatorName, Recipe, SolverName, cut};
 use safetensors::Dtype;
@@ -177,7 +177,7 @@ fn a_cell_learns_what_was_earlier_and_the_model_normalises_its_input() {
         &network("fastgrnn-3-13-3"),
         None,
         &place.settings(),
-        &TrainFiles::default(),
+        &Effort::default(),
         &mut |_| (),
     )
     .unwrap();
@@ -231,7 +231,7 @@ fn columns_go_and_the_cut_model_is_the_masked_one() {
             &dense,
             Some(&recipe),
             &settings,
-            &TrainFiles::default(),
+            &Effort::default(),
             &mut |p| {
                 if let Some(row) = p.row {
                     sparsities.push(row.sparsity.unwrap_or(0.0));

@@ -1,121 +1,14 @@
-//! Training of a tiny network: runs that are killed, threads, hostile settings and data.
+//! Training of a tiny network: what it learns, its recipes, hostile settings and data.
+
+mod training;
 
 use lacuna::Model;
-use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Weight, Weights};
-use lacuna_prune::train::{DataSettings, Gradual, SparsityCurve, TrainFiles, TrainSettings, train};
+use lacuna::model::{Dim, Graph, Input, Node, Op, Weight, Weights};
+use lacuna_prune::train::{DataSettings, Effort, Gradual, SparsityCurve, TrainSettings, train};
 use lacuna_prune::{AllocatorName, Error, Floor, Recipe};
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-const SIDE: usize = 9;
-const IMAGES: usize = 96;
-
-fn numbers(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 16) as f32 / 32_768.0 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
-
-/// Convolution, normalisation, a depthwise convolution, and a linear layer to three classes.
-fn network() -> Model {
-    let node = |name: &str, op: Op, inputs: &[&str]| Node {
-        name: name.into(),
-        op,
-        inputs: inputs.iter().map(|s| s.to_string()).collect(),
-        output: name.into(),
-    };
-    let conv = |stride, groups| Op::Conv {
-        strides: [stride; 2],
-        padding: Padding::Explicit([1; 4]),
-        dilations: [1; 2],
-        groups,
-    };
-    let gemm = Op::Gemm {
-        alpha: 1.0,
-        beta: 1.0,
-        trans_a: false,
-        trans_b: true,
-    };
-    let image = [3, SIDE, SIDE].map(Dim::Fixed);
-    let shape = std::iter::once(Dim::Symbol("N".into()))
-        .chain(image)
-        .collect();
-    let graph = Graph {
-        name: "tiny".into(),
-        inputs: vec![Input::f32("x", shape)],
-        outputs: vec!["fc".into()],
-        nodes: vec![
-            node("c1", conv(2, 1), &["x", "c1.w"]),
-            node(
-                "n1",
-                Op::BatchNormalization { epsilon: 1e-5 },
-                &["c1", "n1.s", "n1.b", "n1.m", "n1.v"],
-            ),
-            node("r1", Op::Relu, &["n1"]),
-            node("c2", conv(1, 12), &["r1", "c2.w"]),
-            node("r2", Op::HardSwish, &["c2"]),
-            node("pool", Op::GlobalAveragePool, &["r2"]),
-            node("flat", Op::Flatten { axis: 1 }, &["pool"]),
-            node("fc", gemm, &["flat", "fc.w", "fc.b"]),
-        ],
-    };
-    let mut weights = Weights::new();
-    for (i, (name, shape)) in [
-        ("c1.w", vec![12, 3, 3, 3]),
-        ("c2.w", vec![12, 1, 3, 3]),
-        ("fc.w", vec![3, 12]),
-    ]
-    .iter()
-    .enumerate()
-    {
-        let values = numbers(shape.iter().product(), i as u32);
-        weights.insert(name.to_string(), Weight::from_f32(shape, &values));
-    }
-    for (name, value, len) in [
-        ("n1.s", 1.0, 12),
-        ("n1.b", 0.0, 12),
-        ("n1.m", 0.0, 12),
-        ("n1.v", 1.0, 12),
-        ("fc.b", 0.0, 3),
-    ] {
-        weights.insert(name.into(), Weight::from_f32(&[len], &vec![value; len]));
-    }
-    Model::new(graph, weights).unwrap()
-}
-
-/// Noise in which the strongest colour is the class.
-fn images(path: &Path, count: usize, label: impl Fn(usize) -> u8) {
-    let plane = SIDE * SIDE;
-    let noise = numbers(count * 3 * plane, 9);
-    let pixels: Vec<u8> = (noise.iter().enumerate())
-        .map(|(i, x)| {
-            (110.0
-                + 90.0 * x
-                + if i / plane % 3 == i / plane / 3 % 3 {
-                    40.0
-                } else {
-                    0.0
-                }) as u8
-        })
-        .collect();
-    let labels: Vec<u8> = (0..count).map(label).collect();
-    let view = |shape: Vec<usize>, data| TensorView::new(Dtype::U8, shape, data).unwrap();
-    let mut tensors = Vec::new();
-    for split in ["train", "test"] {
-        tensors.push((
-            format!("{split}_images"),
-            view(vec![count, 3, SIDE, SIDE], &pixels),
-        ));
-        tensors.push((format!("{split}_labels"), view(vec![count], &labels)));
-    }
-    std::fs::write(path, safetensors::serialize(tensors, None).unwrap()).unwrap();
-}
+use std::process::Command;
+use training::{Place, images, network, well};
 
 fn settings(data: &Path) -> TrainSettings {
     TrainSettings {
@@ -128,70 +21,6 @@ fn settings(data: &Path) -> TrainSettings {
         },
         ..TrainSettings::default()
     }
-}
-
-struct Place {
-    dir: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Place {
-        let place = Place {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        images(&place.file("data.safetensors"), IMAGES, |i| (i % 3) as u8);
-        network().save(place.file("in.safetensors")).unwrap();
-        place
-    }
-
-    fn file(&self, name: &str) -> std::path::PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, output: &str, more: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_prune"));
-        command
-            .current_dir(self.dir.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        command.args([
-            "global-mp",
-            "in.safetensors",
-            "--sparsity",
-            "0.6",
-            "--fine-tune",
-            "12",
-            "--data",
-            "data.safetensors",
-        ]);
-        command.args([
-            "--batch",
-            "4",
-            "--lr",
-            "0.05",
-            "--crop",
-            "1",
-            "--flip",
-            "--test-split",
-            "test",
-            "-o",
-            output,
-        ]);
-        command.args(more);
-        command
-    }
-
-    fn bytes(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.file(name)).unwrap()
-    }
-}
-
-fn well(output: Output) {
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
 
 #[test]
@@ -239,69 +68,6 @@ fn a_recipe_with_training_replays_to_the_same_bytes() {
 }
 
 #[test]
-fn a_run_that_is_killed_again_and_again_gives_the_same_bytes_on_any_number_of_threads() {
-    let place = Place::new();
-    let started = Instant::now();
-    well(
-        place
-            .command("whole.safetensors", &["--threads", "1"])
-            .output()
-            .unwrap(),
-    );
-    let whole = started.elapsed();
-    well(
-        place
-            .command(
-                "threads.safetensors",
-                &["--threads", "2", "--metrics", "m.jsonl"],
-            )
-            .output()
-            .unwrap(),
-    );
-    assert_eq!(
-        place.bytes("whole.safetensors"),
-        place.bytes("threads.safetensors")
-    );
-    let rows = String::from_utf8(place.bytes("m.jsonl")).unwrap();
-    assert_eq!(rows.lines().count(), 12);
-
-    let checkpoint = place.file("killed.safetensors.checkpoint");
-    let mut kills = 0;
-    for round in 1..=200u32 {
-        let mut child = place
-            .command("killed.safetensors", &["--threads", "2"])
-            .spawn()
-            .unwrap();
-        // A little longer every time, so that kills fall into steps and into writes.
-        let until = Instant::now() + whole * round / 40 + Duration::from_millis(u64::from(round));
-        let status = loop {
-            match child.try_wait().unwrap() {
-                Some(status) => break Some(status),
-                None if Instant::now() >= until => break None,
-                None => std::thread::sleep(Duration::from_millis(1)),
-            }
-        };
-        if let Some(status) = status {
-            assert!(
-                status.success(),
-                "{}",
-                String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr)
-            );
-            break;
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        kills += usize::from(checkpoint.exists());
-    }
-    assert!(kills > 0, "no kill came after a checkpoint");
-    assert_eq!(
-        place.bytes("whole.safetensors"),
-        place.bytes("killed.safetensors")
-    );
-    assert!(!checkpoint.exists());
-}
-
-#[test]
 fn the_network_learns_and_the_mask_holds() {
     let place = Place::new();
     let data = place.file("data.safetensors");
@@ -324,7 +90,7 @@ fn the_network_learns_and_the_mask_holds() {
             &network(),
             Some(&recipe),
             &settings,
-            &TrainFiles::default(),
+            &Effort::default(),
             &mut |_| (),
         )
         .unwrap();
@@ -370,7 +136,7 @@ fn gradual_pruning_reaches_the_sparsity_by_its_curve() {
         &network(),
         Some(&recipe),
         &settings,
-        &TrainFiles::default(),
+        &Effort::default(),
         &mut |_| (),
     )
     .unwrap();
@@ -388,7 +154,7 @@ fn gradual_pruning_reaches_the_sparsity_by_its_curve() {
             gradual: None,
             ..settings
         },
-        &TrainFiles::default(),
+        &Effort::default(),
         &mut |_| (),
     );
     let zeros = |m: &Model| m.weights()["c1.w"].numel() - m.weights()["c1.w"].count_nonzero();
@@ -402,14 +168,7 @@ fn a_loss_that_is_no_number_names_its_epoch_and_step() {
         lr: 1e30,
         ..settings(&place.file("data.safetensors"))
     };
-    let e = train(
-        &network(),
-        None,
-        &settings,
-        &TrainFiles::default(),
-        &mut |_| (),
-    )
-    .unwrap_err();
+    let e = train(&network(), None, &settings, &Effort::default(), &mut |_| ()).unwrap_err();
     assert!(
         matches!(
             e,
@@ -433,7 +192,7 @@ fn data_that_does_not_fit_is_refused() {
             model,
             None,
             &settings(&path),
-            &TrainFiles::default(),
+            &Effort::default(),
             &mut |_| (),
         )
         .unwrap_err()
@@ -450,7 +209,7 @@ fn data_that_does_not_fit_is_refused() {
         &network(),
         None,
         &settings(&place.file("none")),
-        &TrainFiles::default(),
+        &Effort::default(),
         &mut |_| (),
     );
     assert!(e.unwrap_err().to_string().contains("no such file"));
@@ -459,9 +218,9 @@ fn data_that_does_not_fit_is_refused() {
 #[test]
 fn a_checkpoint_of_another_run_or_of_garbage_is_refused() {
     let place = Place::new();
-    let files = TrainFiles {
+    let files = Effort {
         checkpoint: Some(place.file("c")),
-        metrics: None,
+        ..Effort::default()
     };
     let settings = settings(&place.file("data.safetensors"));
     let run = |settings: &TrainSettings| train(&network(), None, settings, &files, &mut |_| ());
@@ -487,9 +246,9 @@ fn a_checkpoint_of_another_run_or_of_garbage_is_refused() {
 fn a_full_disk_keeps_the_last_checkpoint() {
     let place = Place::new();
     let data = place.file("data.safetensors");
-    let files = TrainFiles {
+    let files = Effort {
         checkpoint: Some(place.file("out.safetensors.checkpoint")),
-        metrics: None,
+        ..Effort::default()
     };
     train(&network(), None, &settings(&data), &files, &mut |_| ()).unwrap();
     let old = place.bytes("out.safetensors.checkpoint");
@@ -549,7 +308,7 @@ fn language_models_and_other_inputs_are_refused_with_a_reason() {
         &model,
         None,
         &settings(&place.file("data.safetensors")),
-        &TrainFiles::default(),
+        &Effort::default(),
         &mut |_| (),
     );
     let e = e.unwrap_err().to_string();

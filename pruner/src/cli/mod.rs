@@ -7,7 +7,6 @@ mod eval;
 mod export;
 mod generate;
 mod inspect;
-mod manual;
 mod outcome;
 mod preprocessing;
 mod prune;
@@ -17,7 +16,7 @@ mod text;
 mod train;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use lacuna::model::Dim;
 use lacuna::{DType, Model};
 use lacuna_prune::Origin;
@@ -70,9 +69,9 @@ enum Verb {
     /// Prunes the model that comes with the project and shows what it brings and costs
     Demo(demo::Demo),
     /// Prints what makes a shell complete this program's verbs and flags
-    Completions(manual::Completions),
+    Completions(lacuna_manual::Completions),
     /// Prints the manual page
-    Man(manual::Man),
+    Man(lacuna_manual::Man),
 }
 
 impl Cli {
@@ -94,8 +93,8 @@ impl Cli {
             Verb::Export(v) => v.run(),
             Verb::Report(v) => v.run(),
             Verb::Demo(v) => v.run(),
-            Verb::Completions(v) => v.run(),
-            Verb::Man(v) => v.run(),
+            Verb::Completions(v) => Ok(v.text(Cli::command())),
+            Verb::Man(v) => Ok(v.text(Cli::command())?),
         }
     }
 }

@@ -127,7 +127,6 @@ impl Job<'_> {
                 let (pruned, epochs) = fine_tune(&model, &self.recipe, path, self.effort)?;
                 let planned = started.elapsed();
                 let saved = save(&pruned, path)?;
-                forget(&checkpoint(path))?;
                 let figures = |m| report(m, &Symbols::new());
                 (
                     pruned.plan,
@@ -171,6 +170,10 @@ impl Job<'_> {
         let sidecar = self.output.map(sidecar);
         if let Some(path) = &sidecar {
             write_text(path, &document)?;
+        }
+        // Last: until all of it is written, a run that is killed goes on from there.
+        if let (Some(_), Some(path)) = (&self.recipe.train, self.output) {
+            forget(&checkpoint(path))?;
         }
         match self.json {
             true => Ok(document),

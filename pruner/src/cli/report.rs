@@ -16,7 +16,8 @@ pub struct Report {
     /// The page to write [default: NAME.report.html beside the model]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Metrics of a training run, JSON lines [default: NAME.metrics.jsonl beside the model, where it is there]
+    /// Metrics of a training run, JSON lines [default: NAME.metrics.jsonl beside the model, where it is there, or those of the
+    /// training that the report is of]
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
     /// Latency by layer: what `lacuna-bench MODEL --layers --json` printed

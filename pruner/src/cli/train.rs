@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use lacuna::Model;
 use lacuna_prune::train::{
-    Augment, Border, DataSettings, EpochRow, Gradual, Optimizer, Progress, RateCurve, Schedule,
-    SparsityCurve, TrainFiles, TrainSettings, Trained, forget, train,
+    self, Augment, Border, DataSettings, Device, EpochRow, Gradual, Optimizer, Progress, RateCurve,
+    Schedule, SparsityCurve, TrainSettings, Trained, forget,
 };
 use lacuna_prune::{Pruned, Recipe};
 use serde::Serialize;
@@ -106,13 +106,17 @@ pub struct TrainOptions {
     effort: Effort,
 }
 
-/// What a training takes and leaves, without a part in its result.
+/// What a training takes and leaves beside its result.
 #[derive(Args)]
 #[command(next_help_heading = "Training")]
 pub struct Effort {
     /// Write figures by epoch as JSON lines
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
+    /// Where gradients are computed: cpu, cuda:N, or candle for candle's on the CPU. The last two need a build
+    /// with that feature, and do not give the same bytes again
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
     /// Threads of the training; 0 takes every core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -279,7 +283,8 @@ fn carry_out(
     output: &Path,
     effort: &Effort,
 ) -> Result<Trained> {
-    let files = TrainFiles {
+    let conduct = train::Effort {
+        device: effort.device,
         checkpoint: Some(checkpoint(output)),
         metrics: effort.metrics.clone(),
     };
@@ -301,7 +306,7 @@ fn carry_out(
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(effort.threads)
         .build()?;
-    let trained = pool.install(|| train(model, recipe, settings, &files, &mut show));
+    let trained = pool.install(|| train::train(model, recipe, settings, &conduct, &mut show));
     bar.finish_and_clear();
     Ok(trained?)
 }

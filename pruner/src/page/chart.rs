@@ -127,7 +127,7 @@ pub fn lines(id: &str, title: &str, series: &[Series]) -> String {
             .margin_top(12)
             .margin_right(14)
             .x_label_area_size(34)
-            .y_label_area_size(56)
+            .y_label_area_size(64)
             .build_cartesian_2d(first..last.max(first + 1.0), low..high)?;
         let style = ("sans-serif", 15)
             .into_font()
@@ -142,7 +142,11 @@ pub fn lines(id: &str, title: &str, series: &[Series]) -> String {
             .x_desc("epoch")
             .x_labels(8)
             .y_labels(5)
-            .x_label_formatter(&|x| format!("{x:.0}"))
+            // There is nothing between two epochs.
+            .x_label_formatter(&|x| match (x - x.round()).abs() < 1e-6 {
+                true => format!("{x:.0}"),
+                false => String::new(),
+            })
             .y_label_formatter(&|y| format!("{:.1} %", y * 100.0))
             .draw()?;
         for s in series {

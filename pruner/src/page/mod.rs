@@ -14,7 +14,7 @@ use std::fmt::Write;
 pub struct Sources {
     /// The report that `prune` leaves beside its output.
     pub sidecar: String,
-    /// The metrics of a training run, JSON lines.
+    /// The metrics of a training run, JSON lines; without them those of the sidecar.
     pub metrics: Option<String>,
     /// What `lacuna-bench MODEL --layers --json` prints.
     pub latency: Option<String>,
@@ -53,7 +53,7 @@ pub fn html(sources: &Sources) -> Result<String, Unreadable> {
             .filter(|l| l.floored)
             .map(|l| l.weight.clone())
             .collect(),
-        epochs: epochs.unwrap_or_default(),
+        epochs: epochs.unwrap_or_else(|| sidecar.epochs.clone()),
         latency: read(sources.latency.as_ref(), "latency", Latency::parse)?,
         eval_before: read(
             sources.eval_before.as_ref(),
@@ -271,7 +271,12 @@ impl Page {
             series(Colour::Dense, |e| e.train_accuracy),
             series(Colour::Kept, |e| e.test_accuracy),
         ];
-        let mut sparsity = vec![series(Colour::Floor, |e| e.sparsity)];
+        // Before the first weights go there is none.
+        let pruned = self.epochs.iter().any(|e| e.sparsity.is_some());
+        let mut sparsity = match pruned {
+            true => vec![series(Colour::Floor, |e| e.sparsity.or(Some(0.0)))],
+            false => Vec::new(),
+        };
         accuracy.retain(|s| !s.points.is_empty());
         sparsity.retain(|s| !s.points.is_empty());
         if accuracy.is_empty() && sparsity.is_empty() {

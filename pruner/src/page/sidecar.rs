@@ -23,6 +23,9 @@ pub struct Sidecar {
     pub before: State,
     pub after: State,
     pub layers: Vec<Layer>,
+    /// Those of the training, where there was one.
+    #[serde(default)]
+    pub epochs: Vec<Epoch>,
     pub seconds: Option<Seconds>,
 }
 
@@ -76,7 +79,7 @@ pub struct Seconds {
 }
 
 /// A line of the metrics of a training run.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Epoch {
     pub epoch: f64,
     pub sparsity: Option<f64>,

@@ -1,14 +1,13 @@
 //! The state of a run after an epoch, as a safetensors file that is replaced whole or not at all.
 
+use super::network::Parameter;
 use super::optimiser::Memory;
 use super::run::{EpochRow, Pruning};
-use super::tape::Parameter;
 use crate::{Error, Result};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::Path;
 
 /// The version of the format.
@@ -102,22 +101,10 @@ pub(super) fn write(path: &Path, run: &str, parameters: &[Parameter], state: &St
     replace(path, &data.map_err(|e| refuse(e.to_string()))?)
 }
 
-/// Writes a file that appears whole.
+/// Replaces a file by these bytes, whole or not at all.
 pub(super) fn replace(path: &Path, data: &[u8]) -> Result<()> {
-    let io = |source| Error::Io {
-        path: path.to_owned(),
-        action: "write",
-        source,
-    };
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
-    file.write_all(data).map_err(io)?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
+    let fill = |out: &mut dyn lacuna::model::file::Output| out.write_all(data);
+    Ok(lacuna::model::file::replace(path, fill, |_| Ok(()))?)
 }
 
 /// Reads a checkpoint into `parameters`; `None` where there is none.

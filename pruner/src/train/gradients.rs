@@ -1,5 +1,8 @@
 //! Gradients against candle's, and against central differences in f64.
 
+use super::engine::Engine;
+use super::loader::Batch;
+use super::network::Network;
 use super::tape::Tape;
 use candle_core::{DType, Device, Tensor, Var};
 use lacuna::Model;
@@ -7,10 +10,10 @@ use lacuna::candle::Reference;
 use lacuna::model::{Dim, Graph, Input, Node, Op, PadMode, Padding, Weight, Weights, Window};
 use std::collections::HashMap;
 
-const BATCH: usize = 3;
+pub(super) const BATCH: usize = 3;
 const CLASSES: usize = 5;
 
-fn numbers(n: usize, seed: u64) -> Vec<f32> {
+pub(super) fn numbers(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state = state
@@ -22,15 +25,15 @@ fn numbers(n: usize, seed: u64) -> Vec<f32> {
 }
 
 /// A network under test: `x [N, C, H, W]`, nodes, and a linear layer to the classes.
-struct Net {
-    graph: Graph,
-    weights: Weights,
-    last: String,
+pub(super) struct Net {
+    pub graph: Graph,
+    pub weights: Weights,
+    pub last: String,
     input: [usize; 3],
 }
 
 impl Net {
-    fn new(input: [usize; 3]) -> Net {
+    pub fn new(input: [usize; 3]) -> Net {
         let mut shape = vec![Dim::Symbol("N".into())];
         shape.extend(input.map(Dim::Fixed));
         let graph = Graph {
@@ -45,7 +48,7 @@ impl Net {
         }
     }
 
-    fn weight(&mut self, shape: &[usize]) -> String {
+    pub fn weight(&mut self, shape: &[usize]) -> String {
         let name = format!("w{}", self.weights.len());
         let values = numbers(shape.iter().product(), self.weights.len() as u64 + 7);
         self.weights
@@ -53,7 +56,7 @@ impl Net {
         name
     }
 
-    fn node(&mut self, op: Op, inputs: &[&str]) -> String {
+    pub fn node(&mut self, op: Op, inputs: &[&str]) -> String {
         let name = format!("n{}", self.graph.nodes.len());
         self.graph.nodes.push(Node {
             name: name.clone(),
@@ -66,13 +69,13 @@ impl Net {
     }
 
     /// A node on the last value.
-    fn then(mut self, op: Op) -> Net {
+    pub fn then(mut self, op: Op) -> Net {
         let last = self.last.clone();
         self.node(op, &[&last]);
         self
     }
 
-    fn conv(
+    pub fn conv(
         mut self,
         shape: [usize; 4],
         strides: [usize; 2],
@@ -99,7 +102,7 @@ impl Net {
     }
 
     /// The last value flattened and joined to the classes.
-    fn model(mut self) -> Model {
+    pub fn model(mut self) -> Model {
         let last = self.last.clone();
         let flat = self.node(Op::Flatten { axis: 1 }, &[&last]);
         self.graph.outputs = vec![flat.clone()];
@@ -122,7 +125,7 @@ impl Net {
     }
 }
 
-fn images(model: &Model) -> (Vec<f32>, [usize; 3]) {
+pub(super) fn images(model: &Model) -> (Vec<f32>, [usize; 3]) {
     let sizes: Vec<usize> = model.graph().inputs[0].shape[1..]
         .iter()
         .map(|d| match d {
@@ -135,18 +138,18 @@ fn images(model: &Model) -> (Vec<f32>, [usize; 3]) {
 }
 
 /// Planes to channels last.
-fn channels_last(x: &[f32], [c, h, w]: [usize; 3]) -> Vec<f32> {
+pub(super) fn channels_last(x: &[f32], [c, h, w]: [usize; 3]) -> Vec<f32> {
     let at = |n: usize, p: usize, i: usize| x[(n * c + i) * h * w + p];
     (0..BATCH)
         .flat_map(|n| (0..h * w).flat_map(move |p| (0..c).map(move |i| at(n, p, i))))
         .collect()
 }
 
-fn labels() -> Vec<usize> {
+pub(super) fn labels() -> Vec<usize> {
     (0..BATCH).map(|n| n * 2 % CLASSES).collect()
 }
 
-fn close(what: &str, found: &[f32], expected: &[f32]) {
+pub(super) fn close(what: &str, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let scale = expected.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
     for (i, (a, b)) in found.iter().zip(expected).enumerate() {
@@ -161,9 +164,11 @@ fn close(what: &str, found: &[f32], expected: &[f32]) {
 fn against_candle(what: &str, net: Net) {
     let model = net.model();
     let (x, input) = images(&model);
-    let mut tape = Tape::new(&model).unwrap();
-    let loss = tape
-        .step(&channels_last(&x, input), 1, &labels(), 0.1)
+    let mut network = Network::new(&model).unwrap();
+    let batch = Batch::of_images(&channels_last(&x, input), &labels());
+    let loss = Tape::new()
+        .unwrap()
+        .step(&mut network, &batch, 0.1)
         .unwrap();
 
     let device = Device::Cpu;
@@ -197,7 +202,7 @@ fn against_candle(what: &str, net: Net) {
         "{what}: loss"
     );
     let gradients = expected.backward().unwrap();
-    for (p, own) in tape.parameters.iter().zip(&tape.gradients) {
+    for (p, own) in network.parameters.iter().zip(&network.gradients) {
         assert_eq!(own.len(), p.data.len(), "{what}: {} is not trained", p.name);
         let Some(g) = gradients.get(vars[&p.name].as_tensor()) else {
             continue;
@@ -466,9 +471,11 @@ fn a_network_with_a_normalisation_has_the_gradients_of_central_differences() {
     };
     let model = net.then(Op::MaxPool(window)).model();
     let (x, input) = images(&model);
-    let mut tape = Tape::new(&model).unwrap();
-    let loss = tape
-        .step(&channels_last(&x, input), 1, &labels(), 0.1)
+    let mut network = Network::new(&model).unwrap();
+    let batch = Batch::of_images(&channels_last(&x, input), &labels());
+    let loss = Tape::new()
+        .unwrap()
+        .step(&mut network, &batch, 0.1)
         .unwrap();
     let x: Vec<f64> = x.iter().map(|&v| v.into()).collect();
     let mut p: HashMap<String, Vec<f64>> = (model.weights().iter())
@@ -485,10 +492,10 @@ fn a_network_with_a_normalisation_has_the_gradients_of_central_differences() {
         "{} is not {expected}",
         loss.sum / BATCH as f64
     );
-    for (parameter, own) in tape
+    for (parameter, own) in network
         .parameters
         .iter()
-        .zip(&tape.gradients)
+        .zip(&network.gradients)
         .filter(|(_, g)| !g.is_empty())
     {
         let sampled = (0..own.len()).step_by(own.len().div_ceil(23));
@@ -509,7 +516,8 @@ fn a_network_with_a_normalisation_has_the_gradients_of_central_differences() {
     }
     // PyTorch's momentum of 0.1, and the unbiased variance.
     let follows = |name: &str| {
-        tape.parameters
+        network
+            .parameters
             .iter()
             .find(|p| p.name == name)
             .unwrap()

@@ -21,6 +21,17 @@ pub(super) struct Batch {
     pub labels: Vec<usize>,
 }
 
+#[cfg(test)]
+impl Batch {
+    pub fn of_images(images: &[f32], labels: &[usize]) -> Batch {
+        Batch {
+            samples: images.to_vec(),
+            time: 1,
+            labels: labels.to_vec(),
+        }
+    }
+}
+
 /// A data set, ready to be read in the order of any epoch.
 pub(super) struct Loader<'a> {
     data: &'a Samples,

@@ -1,7 +1,7 @@
 //! Descent: what a step does to the weights.
 
+use super::network::{Parameter, Role};
 use super::settings::{Optimizer, TrainSettings};
-use super::tape::{Parameter, Role};
 use rayon::prelude::*;
 
 const BETAS: [f32; 2] = [0.9, 0.999];

@@ -1,7 +1,7 @@
 //! What is trained: which graphs and operators, and what happens to each weight.
 
 use super::cell::is_recurrent;
-use super::tape::{Parameter, Role};
+use super::network::{Parameter, Role};
 use crate::{Error, Result};
 use lacuna::Model;
 use lacuna::model::{Dim, Graph, Input, Node, Op};

@@ -2,11 +2,12 @@
 
 use super::checkpoint::{self, State};
 use super::compile::Sample;
+use super::engine::{self, Device, Engine};
 use super::loader::Loader;
+use super::network::Network;
 use super::normalise::normalise;
 use super::optimiser::Memory;
 use super::settings::TrainSettings;
-use super::tape::Tape;
 use crate::data::Samples;
 use crate::eval::{EvalOptions, evaluate_samples, preprocess};
 use crate::{Error, Plan, Pruned, Recipe, Result};
@@ -16,9 +17,11 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Where a run keeps its state and its figures.
+/// How a run is carried out: where it computes, and where it keeps its state and its figures.
 #[derive(Clone, Debug, Default)]
-pub struct TrainFiles {
+pub struct Effort {
+    /// Where gradients are computed.
+    pub device: Device,
     /// The checkpoint: written after every epoch, gone on from where it is there. None without a path.
     pub checkpoint: Option<PathBuf>,
     /// Figures by epoch, as JSON lines.
@@ -51,6 +54,9 @@ pub struct EpochRow {
     pub sparsity: Option<f64>,
     /// Time of the epoch's steps.
     pub seconds: f64,
+    /// Where its gradients were computed.
+    #[serde(default)]
+    pub device: Device,
 }
 
 /// What the last pruning decided, so that a run that goes on can report it.
@@ -90,13 +96,13 @@ pub struct Trained {
 /// Trains `model`. With a recipe its weights go before the first epoch, or over the epochs where the settings have a
 /// gradual schedule, and the mask holds after every step. Weights that the model's file stores sparse keep their zeros.
 ///
-/// The result depends on the model, the recipe, the settings and the machine's instruction set, and neither on the
-/// number of threads nor on how often the run was interrupted.
+/// On [`Device::Cpu`] the result depends on the model, the recipe, the settings and the machine's instruction set, and
+/// neither on the number of threads nor on how often the run was interrupted.
 pub fn train(
     model: &Model,
     recipe: Option<&Recipe>,
     settings: &TrainSettings,
-    files: &TrainFiles,
+    effort: &Effort,
     progress: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<Trained> {
     settings.check()?;
@@ -118,15 +124,16 @@ pub fn train(
         }
         Samples::Images(_) => model,
     };
-    Run::new(model, recipe, settings, files)?.go(&data, progress)
+    Run::new(model, recipe, settings, effort)?.go(&data, progress)
 }
 
 struct Run<'a> {
     model: &'a Model,
     recipe: Option<Recipe>,
     settings: &'a TrainSettings,
-    files: &'a TrainFiles,
-    tape: Tape,
+    effort: &'a Effort,
+    network: Network,
+    engine: Box<dyn Engine>,
     state: State,
     resumed: usize,
     id: String,
@@ -140,12 +147,13 @@ impl<'a> Run<'a> {
         model: &'a Model,
         recipe: Option<Recipe>,
         settings: &'a TrainSettings,
-        files: &'a TrainFiles,
+        effort: &'a Effort,
     ) -> Result<Run<'a>> {
-        let mut tape = Tape::new(model)?;
-        let (classes, sample) = tape.sizes()?;
+        let mut network = Network::new(model)?;
+        let (classes, sample) = network.sizes()?;
+        let engine = engine::open(effort.device, &network)?;
         let mut digest = Sha256::new();
-        for p in &tape.parameters {
+        for p in &network.parameters {
             digest.update(p.name.as_bytes());
             p.data.iter().for_each(|x| digest.update(x.to_le_bytes()));
         }
@@ -163,15 +171,15 @@ impl<'a> Run<'a> {
             .iter()
             .map(|b| format!("{b:02x}"))
             .collect();
-        let found = match &files.checkpoint {
-            Some(path) => checkpoint::read(path, &id, &mut tape.parameters)?,
+        let found = match &effort.checkpoint {
+            Some(path) => checkpoint::read(path, &id, &mut network.parameters)?,
             None => None,
         };
         let resumed = found.as_ref().map_or(0, |s| s.epochs);
         let state = found.unwrap_or_else(|| State {
             epochs: 0,
-            memory: Memory::new(&tape.parameters, settings.optimizer),
-            masks: stored_zeros(model, &tape),
+            memory: Memory::new(&network.parameters, settings.optimizer),
+            masks: stored_zeros(model, &network),
             rows: Vec::new(),
             pruning: None,
         });
@@ -179,8 +187,9 @@ impl<'a> Run<'a> {
             model,
             recipe,
             settings,
-            files,
-            tape,
+            effort,
+            network,
+            engine,
             state,
             resumed,
             id,
@@ -240,15 +249,15 @@ impl<'a> Run<'a> {
             self.prune(epoch)?;
             let mut row = self.epoch(epoch, &loader, progress)?;
             if let Some(test) = &test {
-                let model = self.tape.model(self.model)?;
+                let model = self.network.model(self.model)?;
                 let accuracy = evaluate_samples(&model, test, &options, &mut |_, _| {})?;
                 (row.test_accuracy, row.test_samples) =
                     (Some(accuracy.top1), Some(accuracy.samples));
             }
             self.state.epochs = epoch + 1;
             self.state.rows.push(row);
-            if let Some(path) = &self.files.checkpoint {
-                checkpoint::write(path, &self.id, &self.tape.parameters, &self.state)?;
+            if let Some(path) = &self.effort.checkpoint {
+                checkpoint::write(path, &self.id, &self.network.parameters, &self.state)?;
             }
             self.write_metrics()?;
             let steps = loader.steps();
@@ -278,9 +287,10 @@ impl<'a> Run<'a> {
         if progress == 0.0 {
             return Ok(());
         }
-        let trained = self.tape.model(self.model)?.decoded();
+        let trained = self.network.model(self.model)?.decoded();
         let Pruned { model, plan } = recipe.prepare_at(&trained, progress)?.run()?;
-        for (p, mask) in self.tape.parameters.iter_mut().zip(&mut self.state.masks) {
+        let parameters = &mut self.network.parameters;
+        for (p, mask) in parameters.iter_mut().zip(&mut self.state.masks) {
             if !plan.layers.iter().any(|l| l.weight == p.name) {
                 continue;
             }
@@ -307,15 +317,11 @@ impl<'a> Run<'a> {
         let (settings, steps) = (self.settings, loader.steps());
         let started = Instant::now();
         let (mut sum, mut correct, mut seen, mut rate) = (0.0, 0, 0, 0.0);
-        let (tape, state) = (&mut self.tape, &mut self.state);
+        let (network, state) = (&mut self.network, &mut self.state);
+        let engine = &mut self.engine;
         loader.epoch(epoch, |step, batch| {
             rate = settings.rate(epoch, step, steps);
-            let loss = tape.step(
-                &batch.samples,
-                batch.time,
-                &batch.labels,
-                settings.label_smoothing as f32,
-            )?;
+            let loss = engine.step(network, &batch, settings.label_smoothing as f32)?;
             let mean = loss.sum / batch.labels.len() as f64;
             if !mean.is_finite() {
                 return Err(Error::Diverged {
@@ -328,8 +334,8 @@ impl<'a> Run<'a> {
             state.memory.step(
                 settings,
                 rate,
-                &mut tape.parameters,
-                &tape.gradients,
+                &mut network.parameters,
+                &network.gradients,
                 &state.masks,
             );
             sum += loss.sum;
@@ -344,7 +350,7 @@ impl<'a> Run<'a> {
             });
             Ok(())
         })?;
-        if let Some(p) = tape
+        if let Some(p) = network
             .parameters
             .iter()
             .find(|p| p.data.iter().any(|x| !x.is_finite()))
@@ -366,11 +372,12 @@ impl<'a> Run<'a> {
             test_samples: None,
             sparsity: self.plan.as_ref().map(Plan::sparsity),
             seconds: started.elapsed().as_secs_f64(),
+            device: self.effort.device,
         })
     }
 
     fn write_metrics(&self) -> Result<()> {
-        let Some(path) = &self.files.metrics else {
+        let Some(path) = &self.effort.metrics else {
             return Ok(());
         };
         let mut text = String::new();
@@ -382,16 +389,19 @@ impl<'a> Run<'a> {
     }
 
     fn finish(self) -> Result<Trained> {
-        let mut model = self.tape.model(self.model)?;
+        let mut model = self.network.model(self.model)?;
         let mut plan = self.plan;
         if let Some(plan) = &mut plan {
+            // From the model that was given, not from the step before the last.
+            let zeros = |model: &Model, name: &str| {
+                let weight = model.weights().get(name);
+                weight.map(|w| w.numel() - w.count_nonzero())
+            };
             for layer in &mut plan.layers {
-                let zeros = model
-                    .weights()
-                    .get(&layer.weight)
-                    .map(|w| w.numel() - w.count_nonzero());
-                layer.zeros_after = zeros.unwrap_or(layer.zeros_after);
+                layer.zeros_before = zeros(self.model, &layer.weight).unwrap_or(layer.zeros_before);
+                layer.zeros_after = zeros(&model, &layer.weight).unwrap_or(layer.zeros_after);
             }
+            plan.zeros_before = plan.layers.iter().map(|l| l.zeros_before).sum();
             plan.zeros_after = plan.layers.iter().map(|l| l.zeros_after).sum();
             model = model.encoded();
         } else if self.state.masks.iter().any(|m| !m.is_empty()) {
@@ -406,8 +416,8 @@ impl<'a> Run<'a> {
 }
 
 /// Masks of the weights that are stored sparse.
-fn stored_zeros(model: &Model, tape: &Tape) -> Vec<Vec<u8>> {
-    let masks = tape
+fn stored_zeros(model: &Model, network: &Network) -> Vec<Vec<u8>> {
+    let masks = network
         .parameters
         .iter()
         .map(|p| match model.weights().get(&p.name) {

@@ -1,5 +1,9 @@
 //! Gradients through time against candle's, over an unrolled graph, and against central differences in f64.
 
+use super::engine::Engine;
+use super::loader::Batch;
+use super::loss::Loss;
+use super::network::Network;
 use super::tape::Tape;
 use candle_core::{Device, Tensor, Var};
 use lacuna::candle::Reference;
@@ -77,10 +81,26 @@ fn close(what: &str, found: &[f32], expected: &[f32]) {
     }
 }
 
+fn batch_of(x: &[f32], batch: usize) -> Batch {
+    Batch {
+        samples: x.to_vec(),
+        time: TIME,
+        labels: labels(batch),
+    }
+}
+
+/// A model with the gradients of a batch, and its loss.
+fn step(model: &Model, x: &[f32], batch: usize) -> (Network, Loss) {
+    let mut network = Network::new(model).unwrap();
+    let loss = (Tape::new().unwrap())
+        .step(&mut network, &batch_of(x, batch), SMOOTHING)
+        .unwrap();
+    (network, loss)
+}
+
 fn against_candle(what: &str, model: &Model, batch: usize) {
     let x = numbers(batch * TIME * CHANNELS, 99);
-    let mut tape = Tape::new(model).unwrap();
-    let loss = tape.step(&x, TIME, &labels(batch), SMOOTHING).unwrap();
+    let (network, loss) = step(model, &x, batch);
 
     let device = Device::Cpu;
     let mut vars = HashMap::new();
@@ -118,7 +138,7 @@ fn against_candle(what: &str, model: &Model, batch: usize) {
         "{what}: loss {found}, not {value}"
     );
     let gradients = expected.backward().unwrap();
-    for (p, own) in tape.parameters.iter().zip(&tape.gradients) {
+    for (p, own) in network.parameters.iter().zip(&network.gradients) {
         if p.name.starts_with("input.") {
             assert!(own.is_empty(), "{what}: {} is trained", p.name);
             continue;
@@ -186,8 +206,7 @@ fn cells_have_the_gradients_of_central_differences() {
     for (arch, low) in [("fastgrnn-5-19-3", false), ("fastgrnn-5-18-3-4-6", true)] {
         let (model, batch) = (network(arch), 14);
         let x = numbers(batch * TIME * CHANNELS, 5);
-        let mut tape = Tape::new(&model).unwrap();
-        let loss = tape.step(&x, TIME, &labels(batch), SMOOTHING).unwrap();
+        let (trained, loss) = step(&model, &x, batch);
         let x: Vec<f64> = x.iter().map(|&v| v.into()).collect();
         let mut p: HashMap<String, Vec<f64>> = (model.weights().iter())
             .map(|(n, w)| {
@@ -203,7 +222,7 @@ fn cells_have_the_gradients_of_central_differences() {
             (found - expected).abs() < 1e-5,
             "{arch}: {found} is not {expected}"
         );
-        for (parameter, own) in tape.parameters.iter().zip(&tape.gradients) {
+        for (parameter, own) in trained.parameters.iter().zip(&trained.gradients) {
             assert_eq!(own.len(), parameter.data.len());
             let (mut found, mut differences) = (Vec::new(), Vec::new());
             for i in (0..own.len()).step_by(own.len().div_ceil(23)) {
@@ -226,9 +245,11 @@ fn instruction_sets_agree() {
     let model = network("fastgrnn-5-19-3-4-6");
     let x = numbers(14 * TIME * CHANNELS, 5);
     let run = |isa: Isa| {
-        let mut tape = Tape::with_isa(&model, isa).unwrap();
-        tape.step(&x, TIME, &labels(14), 0.0).unwrap();
-        tape.gradients
+        let mut network = Network::new(&model).unwrap();
+        Tape::with_isa(isa)
+            .step(&mut network, &batch_of(&x, 14), 0.0)
+            .unwrap();
+        network.gradients
     };
     let all: Vec<Vec<Vec<f32>>> = Isa::available().into_iter().map(run).collect();
     for other in &all[1..] {
@@ -245,7 +266,7 @@ fn other_graphs_are_refused_by_name() {
         let mut graph = model.graph().clone();
         change(&mut graph);
         let model = Model::new(graph, model.weights().clone()).unwrap();
-        match Tape::new(&model).and_then(|t| t.sizes()) {
+        match Network::new(&model).and_then(|n| n.sizes()) {
             Ok(_) => panic!("is trained"),
             Err(e) => e.to_string(),
         }

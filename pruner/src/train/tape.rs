@@ -1,13 +1,16 @@
 //! A graph in training mode: forwards with what the way back needs, and backwards to a gradient for every weight.
 
 use super::buffers::Buffers;
-use super::compile::{Kind, Sample, Source, Step, compile};
+use super::compile::{Kind, Source, Step, compile};
+use super::engine::Engine;
+use super::loader::Batch;
 use super::loss::{Loss, cross_entropy};
+use super::network::{Network, Parameter};
 use super::norm::{self, Moments};
 use super::pointwise::walk;
 use super::recurrent::{Parts, States};
 use crate::{Error, Result};
-use lacuna::{Isa, Model, Weight};
+use lacuna::Isa;
 use std::collections::BTreeMap;
 
 /// Limits of an activation that follows in the same pass.
@@ -16,38 +19,6 @@ pub(super) struct Limits {
     pub low: f32,
     pub high: f32,
 }
-
-/// What training does with a weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    /// Descends; a matrix or kernel.
-    Weight,
-    /// Descends; a bias, or scale and offset of a normalisation.
-    Vector,
-    /// A running mean or variance.
-    Statistic,
-    /// Stays as it is.
-    Constant,
-}
-
-/// A weight of the model in training.
-#[derive(Clone, Debug)]
-pub(super) struct Parameter {
-    pub name: String,
-    pub shape: Vec<usize>,
-    pub role: Role,
-    pub data: Vec<f32>,
-}
-
-impl Role {
-    /// Whether an optimiser changes such a weight.
-    pub fn descends(self) -> bool {
-        matches!(self, Role::Weight | Role::Vector)
-    }
-}
-
-/// How fast running statistics follow the batches.
-const FOLLOW: f64 = 0.1;
 
 /// What a step keeps for the way back.
 #[derive(Debug)]
@@ -58,12 +29,8 @@ enum Saved {
     States(States),
 }
 
-/// A model in training.
+/// The engine of the CPU.
 pub(super) struct Tape {
-    pub parameters: Vec<Parameter>,
-    /// For each parameter, as long as its data where its role descends, else empty.
-    pub gradients: Vec<Vec<f32>>,
-    model: Model,
     isa: Isa,
     buffers: Buffers,
     /// Steps by batch size and steps of a sequence.
@@ -71,72 +38,31 @@ pub(super) struct Tape {
 }
 
 impl Tape {
-    pub fn new(model: &Model) -> Result<Tape> {
-        Tape::with_isa(model, Isa::detect().map_err(Error::Training)?)
+    pub fn new() -> Result<Tape> {
+        Ok(Tape::with_isa(Isa::detect().map_err(Error::Training)?))
     }
 
-    pub fn with_isa(model: &Model, isa: Isa) -> Result<Tape> {
-        let (model, parameters) = super::prepare::prepare(model)?;
-        let gradient = |p: &Parameter| vec![0.0; if p.role.descends() { p.data.len() } else { 0 }];
-        Ok(Tape {
-            gradients: parameters.iter().map(gradient).collect(),
-            parameters,
-            model,
+    pub fn with_isa(isa: Isa) -> Tape {
+        Tape {
             isa,
             buffers: Buffers::default(),
             compiled: BTreeMap::new(),
-        })
-    }
-
-    /// Classes of the model, and what it takes.
-    pub fn sizes(&self) -> Result<(usize, Sample)> {
-        let (steps, sample) = compile(&self.model, &self.parameters, 2, 1)?;
-        let outputs = steps.last().map_or(0, |s| s.len);
-        Ok((outputs / 2, sample))
-    }
-
-    /// The model with the weights as they are now, of the dtypes that they had.
-    pub fn model(&self, like: &Model) -> Result<Model> {
-        let mut model = like.clone();
-        for p in &self.parameters {
-            if p.role == Role::Constant {
-                continue;
-            }
-            let dtype = like.weights().get(&p.name).map(Weight::dtype);
-            let weight = Weight::from_f32(&p.shape, &p.data);
-            let weight = match dtype {
-                Some(dtype) if dtype != weight.dtype() => weight
-                    .to_dtype(dtype)
-                    .map_err(|what| Error::Training(format!("weight `{}`: {what}", p.name)))?,
-                _ => weight,
-            };
-            model.set_weight(&p.name, weight)?;
         }
-        Ok(model)
     }
+}
 
-    /// The loss of a batch of channels-last images, or of sequences of `time` steps, and gradients of its mean in the
-    /// parameters.
-    pub fn step(
-        &mut self,
-        samples: &[f32],
-        time: usize,
-        labels: &[usize],
-        smoothing: f32,
-    ) -> Result<Loss> {
-        let sizes = [labels.len(), time];
-        if !self.compiled.contains_key(&sizes) {
-            let (steps, _) = compile(&self.model, &self.parameters, sizes[0], time)?;
-            self.compiled.insert(sizes, steps);
-        }
-        let Some(steps) = self.compiled.remove(&sizes) else {
-            return Ok(Loss::default());
+impl Engine for Tape {
+    fn step(&mut self, network: &mut Network, batch: &Batch, smoothing: f32) -> Result<Loss> {
+        let sizes = [batch.labels.len(), batch.time];
+        let steps = match self.compiled.remove(&sizes) {
+            Some(steps) => steps,
+            None => compile(&network.model, &network.parameters, sizes[0], sizes[1])?.0,
         };
-        self.gradients.iter_mut().for_each(|g| g.fill(0.0));
-        let mut run = Run::forward(self, &steps, samples);
+        network.gradients.iter_mut().for_each(|g| g.fill(0.0));
+        let mut run = Run::forward(self, network, &steps, &batch.samples);
         let mut logits = std::mem::take(&mut run.values[steps.len()]);
-        let loss = cross_entropy(&mut logits, labels, smoothing);
-        run.backward(self, &steps, logits);
+        let loss = cross_entropy(&mut logits, &batch.labels, smoothing);
+        run.backward(self, network, &steps, logits);
         self.compiled.insert(sizes, steps);
         Ok(loss)
     }
@@ -162,7 +88,7 @@ fn read<'a>(
 }
 
 impl Run {
-    fn forward(tape: &mut Tape, steps: &[Step], samples: &[f32]) -> Run {
+    fn forward(tape: &mut Tape, network: &mut Network, steps: &[Step], samples: &[f32]) -> Run {
         let mut input = tape.buffers.take(samples.len());
         input.copy_from_slice(samples);
         let mut run = Run {
@@ -171,19 +97,19 @@ impl Run {
         };
         for step in steps {
             let mut y = tape.buffers.take(step.len);
-            let saved = run.one(tape, step, &mut y);
+            let saved = run.one(tape, network, step, &mut y);
             run.values.push(y);
             run.saved.push(saved);
         }
         run
     }
 
-    fn one(&self, tape: &mut Tape, step: &Step, y: &mut [f32]) -> Saved {
+    fn one(&self, tape: &mut Tape, network: &mut Network, step: &Step, y: &mut [f32]) -> Saved {
         let isa = tape.isa;
         let input = |i: usize| {
             read(
                 &self.values,
-                &tape.parameters,
+                &network.parameters,
                 step.inputs.get(i).and_then(Option::as_ref),
             )
         };
@@ -192,7 +118,7 @@ impl Run {
             step.inputs
                 .get(i)
                 .and_then(Option::as_ref)
-                .map(|s| read(&self.values, &tape.parameters, Some(s)))
+                .map(|s| read(&self.values, &network.parameters, Some(s)))
         };
         match &step.kind {
             Kind::Conv(conv) => conv.forward(isa, x, input(1), optional(2), y),
@@ -211,16 +137,12 @@ impl Run {
                         .collect(),
                 };
                 norm::forward(isa, x, &moments, [input(1), input(2)], *limits, y);
-                let rows = (x.len() / channels.max(1)) as f64;
-                let unbiased = rows / (rows - 1.0).max(1.0);
-                for (at, new, factor) in [(3, &mean, 1.0), (4, &variance, unbiased)] {
-                    if let Some(Some(Source::Parameter(p))) = step.inputs.get(at) {
-                        for (old, new) in tape.parameters[*p].data.iter_mut().zip(new) {
-                            *old =
-                                ((1.0 - FOLLOW) * f64::from(*old) + FOLLOW * new * factor) as f32;
-                        }
-                    }
-                }
+                let rows = x.len() / channels.max(1);
+                let running = [3, 4].map(|i| match step.inputs.get(i) {
+                    Some(Some(Source::Parameter(p))) => Some(*p),
+                    _ => None,
+                });
+                network.follow(running, [&mean, &variance], rows);
                 return Saved::Moments(moments);
             }
             Kind::Activation(f) => f.forward(isa, x, y),
@@ -276,13 +198,19 @@ impl Run {
         Saved::Nothing
     }
 
-    fn backward(mut self, tape: &mut Tape, steps: &[Step], logits: Vec<f32>) {
+    fn backward(
+        mut self,
+        tape: &mut Tape,
+        network: &mut Network,
+        steps: &[Step],
+        logits: Vec<f32>,
+    ) {
         let mut gradients: Vec<Option<Vec<f32>>> = vec![None; self.values.len()];
         gradients[steps.len()] = Some(logits);
         for (i, step) in steps.iter().enumerate().rev() {
             if let Some(dy) = gradients[i + 1].take() {
                 let saved = std::mem::replace(&mut self.saved[i], Saved::Nothing);
-                self.one_back(tape, step, i + 1, &saved, dy, &mut gradients);
+                self.one_back(tape, network, step, i + 1, &saved, dy, &mut gradients);
                 if let Saved::States(states) = saved {
                     states.give(&mut tape.buffers);
                 }
@@ -299,22 +227,24 @@ impl Run {
     }
 
     /// Consumes the gradient of one step's output.
+    #[allow(clippy::too_many_arguments)]
     fn one_back(
         &self,
         tape: &mut Tape,
+        network: &mut Network,
         step: &Step,
         output: usize,
         saved: &Saved,
         mut dy: Vec<f32>,
         gradients: &mut [Option<Vec<f32>>],
     ) {
-        let isa = tape.isa;
-        let Tape {
+        let Tape { isa, buffers, .. } = tape;
+        let isa = *isa;
+        let Network {
             parameters,
             gradients: own,
-            buffers,
             ..
-        } = tape;
+        } = network;
         let source = |i: usize| step.inputs.get(i).and_then(Option::as_ref);
         let x = read(&self.values, parameters, source(0));
         match &step.kind {

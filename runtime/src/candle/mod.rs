@@ -12,7 +12,7 @@ mod reference;
 mod window;
 
 pub use convert::with_view;
-pub use reference::{Observer, Reference};
+pub use reference::{Observer, Reference, Statistics};
 
 impl From<candle_core::Error> for crate::Error {
     fn from(error: candle_core::Error) -> Self {

@@ -50,6 +50,32 @@ pub(super) fn batch_norm(x: &Tensor, parameters: [&Tensor; 4], epsilon: f32) -> 
         .broadcast_add(&shift.reshape(dims.as_slice())?)
 }
 
+/// `x [N,C,...]` normalised by its own mean and biased variance, scaled and shifted; and the two, of shape `[C]`.
+pub(super) fn batch_norm_by_batch(
+    x: &Tensor,
+    [scale, bias]: [&Tensor; 2],
+    epsilon: f32,
+) -> Result<(Tensor, [Tensor; 2])> {
+    let mut dims = vec![1; x.rank()];
+    dims[1] = x.dim(1)?;
+    // Within images first: sums stay short, and over neighbours.
+    let mean_of = |t: &Tensor| match t.rank() {
+        2 => t.mean_keepdim(0),
+        rank => t
+            .mean_keepdim((2..rank).collect::<Vec<_>>())?
+            .mean_keepdim(0),
+    };
+    let mean = mean_of(x)?;
+    let centred = x.broadcast_sub(&mean)?;
+    let variance = mean_of(&centred.sqr()?)?;
+    let factor = (scale.reshape(dims.as_slice())? / (&variance + f64::from(epsilon))?.sqrt()?)?;
+    let y = centred
+        .broadcast_mul(&factor)?
+        .broadcast_add(&bias.reshape(dims.as_slice())?)?;
+    let flat = |t: Tensor| t.detach().flatten_all();
+    Ok((y, [flat(mean)?, flat(variance)?]))
+}
+
 pub(super) fn leaky_relu(x: &Tensor, alpha: f32) -> Result<Tensor> {
     x.gt(0f32)?.where_cond(x, &(x * f64::from(alpha))?)
 }

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 /// |---|---|
 /// | `Conv` | candle's `conv2d` on an input padded and cropped to what the windows read; uneven strides by subsampling, uneven dilations by zeros in the kernel; depthwise as a sum over taps |
 /// | `MaxPool`, `AveragePool` | maximum or sum over slices, for every padding, dilation and rounding; refused at run time where a window holds only padding |
-/// | `BatchNormalization` | inference mode, from the running statistics |
+/// | `BatchNormalization` | from the running statistics; [`Reference::run_by_batch`] takes those of the batch |
 /// | `Pad` | every mode, negative pads too; a reflection longer than the axis is refused at run time |
 /// | `Slice` | steps of both signs |
 /// | `Relu`, `LeakyRelu`, `Clip`, `HardSigmoid`, `HardSwish`, `Sigmoid`, `Tanh`, `Softmax`, `GlobalAveragePool`, `ReduceMean`, `Gemm`, `MatMul`, `Add`, `Sub`, `Mul`, `Div`, `Concat`, `Reshape`, `Flatten`, `Transpose`, `Squeeze`, `Unsqueeze`, `Identity` | the candle op of that meaning |
@@ -200,6 +200,28 @@ impl Reference {
         inputs: &[Tensor],
         observe: &mut Observer<'_>,
     ) -> Result<Vec<Tensor>> {
+        self.walk(inputs, observe, None)
+    }
+
+    /// Runs the graph as training does: `BatchNormalization` takes mean and variance from the values that it is given
+    /// instead of the running ones, differentiably, and `statistics` is told of them.
+    ///
+    /// # Errors
+    /// As [`Reference::run`], and whatever `statistics` returns.
+    pub fn run_by_batch(
+        &self,
+        inputs: &[Tensor],
+        statistics: &mut Statistics<'_>,
+    ) -> Result<Vec<Tensor>> {
+        self.walk(inputs, &mut |_, _, _| Ok(()), Some(statistics))
+    }
+
+    fn walk(
+        &self,
+        inputs: &[Tensor],
+        observe: &mut Observer<'_>,
+        mut statistics: Option<&mut Statistics<'_>>,
+    ) -> Result<Vec<Tensor>> {
         let graph = self.model.graph();
         let symbols = bind(graph, inputs)?;
         let shapes = infer_shapes(graph, self.model.weights(), &symbols)?;
@@ -230,8 +252,20 @@ impl Reference {
                     value.or_else(|| self.weights.get(name)).cloned()
                 })
                 .collect();
-            let output = execute(&node.op, &tensors, &shape)
-                .map_err(|error| Error::node(node, error.to_string()))?;
+            let failed = |error: candle_core::Error| Error::node(node, error.to_string());
+            let output = match (&node.op, &mut statistics, tensors.as_slice()) {
+                (
+                    Op::BatchNormalization { epsilon },
+                    Some(statistics),
+                    [Some(x), Some(scale), Some(bias), ..],
+                ) => {
+                    let (y, moments) =
+                        ops::batch_norm_by_batch(x, [scale, bias], *epsilon).map_err(failed)?;
+                    statistics(node, x, [&moments[0], &moments[1]])?;
+                    y
+                }
+                _ => execute(&node.op, &tensors, &shape).map_err(failed)?,
+            };
             if output.dims() != shape {
                 return Err(Error::node(
                     node,
@@ -263,6 +297,10 @@ impl Reference {
 
 /// What [`Reference::run_observed`] calls: the node, its inputs, its output.
 pub type Observer<'a> = dyn FnMut(&Node, &[Option<Tensor>], &Tensor) -> Result<()> + 'a;
+
+/// What [`Reference::run_by_batch`] calls for every `BatchNormalization`: the node, its input, and the mean and the biased
+/// variance of each channel, of shape `[C]`.
+pub type Statistics<'a> = dyn FnMut(&Node, &Tensor, [&Tensor; 2]) -> Result<()> + 'a;
 
 /// Checks the inputs against the graph and reads the symbolic sizes from them.
 fn bind(graph: &Graph, inputs: &[Tensor]) -> Result<Symbols> {

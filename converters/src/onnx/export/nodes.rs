@@ -2,7 +2,8 @@
 
 use super::super::proto::AttributeProto;
 use super::build::Builder;
-use lacuna::model::{Node, Op, PadMode, Padding, Window};
+use super::encoder;
+use lacuna::model::{Dim, Node, Op, PadMode, Padding, Window};
 
 /// The numbers of `AttributeProto.AttributeType`.
 const FLOAT: i32 = 1;
@@ -19,7 +20,7 @@ fn float(name: &str, f: f32) -> AttributeProto {
     }
 }
 
-fn int(name: &str, i: i64) -> AttributeProto {
+pub fn int(name: &str, i: i64) -> AttributeProto {
     AttributeProto {
         name: name.into(),
         i,
@@ -28,7 +29,7 @@ fn int(name: &str, i: i64) -> AttributeProto {
     }
 }
 
-fn ints(name: &str, values: impl IntoIterator<Item = usize>) -> AttributeProto {
+pub fn ints(name: &str, values: impl IntoIterator<Item = usize>) -> AttributeProto {
     AttributeProto {
         name: name.into(),
         ints: values.into_iter().map(|v| v as i64).collect(),
@@ -97,6 +98,12 @@ fn fast_grnn(b: &mut Builder<'_>, node: &Node) -> Vec<String> {
     let open = of("Mul", &[&open, &zeta]);
     let weight = of("Add", &[&open, &nu]);
     vec![of("Mul", &[&z, &h]), of("Mul", &[&weight, &c])]
+}
+
+/// Whether positions go on from run to run: there is attention that keeps keys and values, or no attention at all.
+fn keeps_state(b: &Builder<'_>) -> bool {
+    let mut nodes = b.model.graph().nodes.iter();
+    !nodes.any(|n| matches!(n.op, Op::Attention { cache: false, .. }))
 }
 
 /// Adds a node.
@@ -248,10 +255,30 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
         | Op::Mul
         | Op::Div
         | Op::Identity => vec![],
-        Op::RotaryEmbedding { .. }
-        | Op::PositionEmbedding
-        | Op::Attention { .. }
-        | Op::MaskedMean => {
+        Op::PositionEmbedding if !keeps_state(b) => {
+            encoder::positions(b, node);
+            return Ok(());
+        }
+        Op::Attention {
+            heads,
+            kv_heads,
+            causal: false,
+            cache: false,
+            scale,
+        } if heads == kv_heads => {
+            let width = match b.shapes.get(&node.inputs[0]).map(Vec::as_slice) {
+                Some([.., Dim::Fixed(width)]) => width / (*heads).max(1),
+                _ => return Err("its input has no width".into()),
+            };
+            let scale = scale.unwrap_or(1.0 / (width as f32).sqrt());
+            encoder::attention(b, node, *heads, scale);
+            return Ok(());
+        }
+        Op::MaskedMean => {
+            encoder::masked_mean(b, node);
+            return Ok(());
+        }
+        Op::RotaryEmbedding { .. } | Op::PositionEmbedding | Op::Attention { .. } => {
             return Err(
                 "has no form in ONNX here: language models keep keys, values and positions from run to run; \
                  export their weights with --dense"
