@@ -8,7 +8,7 @@ use super::{axes, constants, language};
 use lacuna::model::{Dim, Op, PadMode, Window};
 
 /// The operators that are computed at run time.
-pub(super) const COMPUTED: [&str; 39] = [
+pub(super) const COMPUTED: [&str; 40] = [
     "Add",
     "Attention",
     "AveragePool",
@@ -41,6 +41,7 @@ pub(super) const COMPUTED: [&str; 39] = [
     "Sigmoid",
     "Slice",
     "Softmax",
+    "Split",
     "Squeeze",
     "Sub",
     "Sum",
