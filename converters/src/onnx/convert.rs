@@ -165,7 +165,12 @@ impl<'a> Converter<'a> {
     }
 
     /// A node with its inputs resolved.
-    fn call(&mut self, index: usize, node: &'a NodeProto, output: &'a str) -> Result<Call<'a>, String> {
+    fn call(
+        &mut self,
+        index: usize,
+        node: &'a NodeProto,
+        output: &'a str,
+    ) -> Result<Call<'a>, String> {
         let mut inputs = Vec::with_capacity(node.input.len());
         for name in &node.input {
             inputs.push(if name.is_empty() {

@@ -4,11 +4,11 @@ use super::call::{Call, two};
 use super::convert::Converter;
 use super::fold::Arithmetic;
 use super::value::Value;
-use super::{axes, constants, language};
+use super::{axes, constants, fold, language};
 use lacuna::model::{Dim, Op, PadMode, Window};
 
 /// The operators that are computed at run time.
-pub(super) const COMPUTED: [&str; 40] = [
+pub(super) const COMPUTED: [&str; 41] = [
     "Add",
     "Attention",
     "AveragePool",
@@ -32,6 +32,7 @@ pub(super) const COMPUTED: [&str; 40] = [
     "MatMul",
     "MaxPool",
     "Mul",
+    "PRelu",
     "Pad",
     "RMSNormalization",
     "ReduceMean",
@@ -76,6 +77,22 @@ pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
         "LeakyRelu" => {
             let alpha = call.attrs.float("alpha")?.unwrap_or(0.01);
             unary(c, call, Op::LeakyRelu { alpha })
+        }
+        "PRelu" => {
+            call.at_most(2)?;
+            let (x, slope) = (call.input(0)?, call.input(1)?.clone());
+            // Before operator set 7 one slope for each channel.
+            let rank = x.shape().len();
+            let slope = match slope.shape()[..] {
+                [Dim::Fixed(n)] if call.opset < 7 && n > 1 && rank > 2 => {
+                    let mut shape = vec![n];
+                    shape.resize(rank - 1, 1);
+                    let name = c.fresh(&format!("{}_slope", call.output));
+                    fold::reshape(&name, &slope, shape, &mut c.reader.budget)?
+                }
+                _ => slope,
+            };
+            c.emit(call, Op::PRelu, &[x, &slope])
         }
         "HardSigmoid" => {
             let alpha = call.attrs.float("alpha")?.unwrap_or(0.2);

@@ -428,6 +428,7 @@ fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -
         | Op::PositionEmbedding
         | Op::Attention { .. }
         | Op::MaskedMean
-        | Op::FastGRNN => return Err(at(node, refuses(&node.op).unwrap_or_default())),
+        | Op::FastGRNN
+        | Op::PRelu => return Err(at(node, refuses(&node.op).unwrap_or_default())),
     })
 }

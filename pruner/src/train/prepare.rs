@@ -46,6 +46,7 @@ pub const fn refuses(op: &Op) -> Option<&'static str> {
         Op::Gemm { trans_a: true, .. } => {
             Some("a transposed left operand mixes the images of a batch")
         }
+        Op::PRelu => Some("its slopes have no gradient here"),
         Op::FastGRNN => Some("it is a cell over time; training is for networks over images"),
         Op::Gather { .. }
         | Op::RMSNormalization { .. }

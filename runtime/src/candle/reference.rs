@@ -156,6 +156,7 @@ impl Reference {
             | Op::Sub
             | Op::Mul
             | Op::Div
+            | Op::PRelu
             | Op::Concat { .. }
             | Op::Pad { .. }
             | Op::Slice { .. }
@@ -341,6 +342,9 @@ fn execute(op: &Op, inputs: &[Option<Tensor>], output: &[usize]) -> candle_core:
         }
         Op::Relu => x.relu(),
         Op::LeakyRelu { alpha } => ops::leaky_relu(x, *alpha),
+        Op::PRelu => x
+            .relu()?
+            .broadcast_sub(&x.neg()?.relu()?.broadcast_mul(need(1)?)?),
         Op::Clip { min, max } => ops::clip(x, *min, *max),
         Op::HardSigmoid { alpha, beta } => ops::hard_sigmoid(x, *alpha, *beta),
         Op::HardSwish => x * ops::hard_sigmoid(x, 1.0 / 6.0, 0.5)?,

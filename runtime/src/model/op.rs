@@ -78,6 +78,8 @@ pub enum Op {
         /// Slope below zero.
         alpha: f32,
     },
+    /// `x, slope`: `x` where positive, else `slope * x`; `slope` broadcasts to `x`.
+    PRelu,
     /// `x` limited to `[min, max]`.
     Clip {
         /// Lower limit, if any.
@@ -285,6 +287,7 @@ impl Op {
             Op::BatchNormalization { .. } => "BatchNormalization",
             Op::Relu => "Relu",
             Op::LeakyRelu { .. } => "LeakyRelu",
+            Op::PRelu => "PRelu",
             Op::Clip { .. } => "Clip",
             Op::HardSigmoid { .. } => "HardSigmoid",
             Op::HardSwish => "HardSwish",
@@ -330,7 +333,7 @@ impl Op {
             Op::Conv { .. } => (2, 3),
             Op::BatchNormalization { .. } => (5, 5),
             Op::Gemm { .. } => (2, 3),
-            Op::MatMul { .. } | Op::Add | Op::Sub | Op::Mul | Op::Div => (2, 2),
+            Op::MatMul { .. } | Op::Add | Op::Sub | Op::Mul | Op::Div | Op::PRelu => (2, 2),
             Op::Concat { .. } => (1, usize::MAX),
             Op::Gather { .. }
             | Op::RMSNormalization { .. }

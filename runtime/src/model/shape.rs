@@ -173,6 +173,14 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
         ),
         Op::MatMul { trans_b } => matmul(x, need(1)?, *trans_b),
         Op::Add | Op::Sub | Op::Mul | Op::Div => broadcast(x, need(1)?),
+        Op::PRelu => match broadcast(x, need(1)?) {
+            Ok(shape) if shape == x => Ok(shape),
+            _ => Err(format!(
+                "slopes of shape {} do not broadcast to {}",
+                show(need(1)?),
+                show(x)
+            )),
+        },
         Op::Concat { axis } => {
             let axis = axis_index(*axis, x.len())?;
             let mut out = x.to_vec();

@@ -247,6 +247,7 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
         | Op::Sub
         | Op::Mul
         | Op::Div
+        | Op::PRelu
         | Op::Identity => vec![],
         Op::RotaryEmbedding { .. }
         | Op::PositionEmbedding

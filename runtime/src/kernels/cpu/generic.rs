@@ -45,6 +45,8 @@ pub enum Binary {
     Sub,
     Mul,
     Div,
+    /// `a` where positive, else `a * b`.
+    PRelu,
 }
 
 /// A planned operator of this module.
@@ -247,6 +249,13 @@ unsafe fn binary(
             Binary::Sub => a - b,
             Binary::Mul => a * b,
             Binary::Div => a / b,
+            Binary::PRelu => {
+                if a < 0.0 {
+                    a * b
+                } else {
+                    a
+                }
+            }
         };
         let y = if y < clamp.0 { clamp.0 } else { y };
         if y > clamp.1 { clamp.1 } else { y }

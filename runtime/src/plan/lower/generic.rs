@@ -58,13 +58,16 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
         Op::Sigmoid | Op::Tanh | Op::Swish { .. } | Op::Gelu { .. } => {
             return activation(context, lowered);
         }
-        Op::Add | Op::Sub | Op::Mul | Op::Div if x == out && context.input_shape(1)? == out => {
+        Op::Add | Op::Sub | Op::Mul | Op::Div | Op::PRelu
+            if x == out && context.input_shape(1)? == out =>
+        {
             return equal_shapes(context, lowered);
         }
         Op::Add => binary(context, Binary::Add)?,
         Op::Sub => binary(context, Binary::Sub)?,
         Op::Mul => binary(context, Binary::Mul)?,
         Op::Div => binary(context, Binary::Div)?,
+        Op::PRelu => binary(context, Binary::PRelu)?,
         Op::Transpose { perm } => {
             let strides = contiguous(&x);
             copy(
@@ -205,6 +208,7 @@ fn equal_shapes(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
         Op::Add => Binary::Add,
         Op::Sub => Binary::Sub,
         Op::Mul => Binary::Mul,
+        Op::PRelu => Binary::PRelu,
         _ => Binary::Div,
     };
     let extent = context.extent(&unit.output, &context.output_shape()?, 1);
