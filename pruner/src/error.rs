@@ -147,6 +147,17 @@ pub enum Error {
         /// The learning rate of the step.
         rate: f64,
     },
+    /// Channels cannot be cut as asked.
+    #[error("channels: {0}")]
+    Channels(String),
+    /// A cut graph is not what its groups say.
+    #[error("cutting channels: node `{node}`: {what}")]
+    Cut {
+        /// The node.
+        node: String,
+        /// What is wrong.
+        what: String,
+    },
     /// The model does not fit the evaluation.
     #[error("evaluation: {0}")]
     Evaluation(String),

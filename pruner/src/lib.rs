@@ -16,7 +16,7 @@
 //! ```
 //!
 //! [`Recipe::plan`] says what would happen, [`Recipe::run`] does it, [`save`] writes the result,
-//! reopens it and counts its zeros. [`report`] describes models, [`data`] reads labelled images
+//! reopens it and counts its zeros. [`groups`] cuts channels, heads and neurons. [`report`] describes models, [`data`] reads labelled images
 //! and [`eval`] measures accuracy on them; [`perplexity`] measures language models on text.
 
 #![forbid(unsafe_code)]
@@ -25,6 +25,7 @@ pub mod allocator;
 pub mod data;
 mod error;
 pub mod eval;
+pub mod groups;
 mod layer;
 mod origin;
 pub mod page;

@@ -1,10 +1,12 @@
 //! The command line: one module per verb. A verb returns what goes to stdout.
 
+mod channels;
 mod convert;
 mod demo;
 mod eval;
 mod export;
 mod generate;
+mod groups;
 mod inspect;
 mod manual;
 mod outcome;
@@ -52,6 +54,10 @@ enum Verb {
     Erk(prune::Erk),
     /// Prunes by magnitudes that are normalised by what is left of their layer (LAMP)
     Lamp(prune::Lamp),
+    /// Lists channels, heads and neurons that can only be cut together
+    Groups(groups::ListGroups),
+    /// Cuts whole channels, heads and neurons by their magnitudes: smaller dense layers
+    Channels(channels::Channels),
     /// Trains on labelled images
     Train(train::Train),
     /// Measures accuracy on labelled images, or perplexity on a text
@@ -81,6 +87,8 @@ impl Cli {
             Verb::Run(v) => v.run(),
             Verb::Erk(v) => v.run(),
             Verb::Lamp(v) => v.run(),
+            Verb::Groups(v) => v.run(),
+            Verb::Channels(v) => v.run(),
             Verb::Train(v) => v.run(),
             Verb::Eval(v) => v.run(),
             Verb::Generate(v) => v.run(),
