@@ -8,7 +8,7 @@ use super::{axes, constants, fold, language};
 use lacuna::model::{Dim, Op, PadMode, Window};
 
 /// The operators that are computed at run time.
-pub(super) const COMPUTED: [&str; 41] = [
+pub(super) const COMPUTED: [&str; 42] = [
     "Add",
     "Attention",
     "AveragePool",
@@ -26,6 +26,7 @@ pub(super) const COMPUTED: [&str; 41] = [
     "HardSigmoid",
     "HardSwish",
     "Identity",
+    "InstanceNormalization",
     "LayerNormalization",
     "LeakyRelu",
     "LpNormalization",
@@ -70,6 +71,15 @@ pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
     match call.op {
         "Conv" => conv(c, call),
         "BatchNormalization" => batch_norm(c, call),
+        "InstanceNormalization" => {
+            call.attrs.ignore(&["consumed_inputs"]);
+            call.at_most(3)?;
+            let epsilon = call.attrs.float("epsilon")?.unwrap_or(1e-5);
+            call.weight(1)?;
+            call.weight(2)?;
+            let inputs = [call.input(0)?, call.input(1)?, call.input(2)?];
+            c.emit(call, Op::InstanceNormalization { epsilon }, &inputs)
+        }
         "Relu" => unary(c, call, Op::Relu),
         "Sigmoid" => unary(c, call, Op::Sigmoid),
         "Tanh" => unary(c, call, Op::Tanh),

@@ -105,6 +105,7 @@ pub(super) fn updated(cutter: &Cutter<'_, '_>, node: &Node) -> Result<Op> {
         }
         Op::Conv { .. }
         | Op::BatchNormalization { .. }
+        | Op::InstanceNormalization { .. }
         | Op::Relu
         | Op::LeakyRelu { .. }
         | Op::Clip { .. }

@@ -230,7 +230,7 @@ impl<'m> Walk<'_, 'm> {
                 lines[1] = self.shifted(node, 1, 2);
                 lines
             }
-            Op::BatchNormalization { .. } => {
+            Op::BatchNormalization { .. } | Op::InstanceNormalization { .. } => {
                 let mut lines = vec![None; self.shape(x).len()];
                 if lines.len() > 1 {
                     lines[1] = self.shifted(node, 1, 2);

@@ -224,6 +224,13 @@ impl<'m> Coupling<'m> {
                 }
                 axes
             }
+            Op::InstanceNormalization { .. } => {
+                let axes = self.picture(node);
+                if let Some(channels) = axes.get(1).cloned() {
+                    self.vectors(node, &channels, &[(1, Role::Scale), (2, Role::Shift)]);
+                }
+                axes
+            }
             Op::MaxPool(_) | Op::AveragePool { .. } | Op::GlobalAveragePool => self.picture(node),
             Op::Gemm {
                 trans_a, trans_b, ..

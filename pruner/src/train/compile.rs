@@ -429,6 +429,9 @@ fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -
         | Op::Attention { .. }
         | Op::MaskedMean
         | Op::FastGRNN
-        | Op::PRelu => return Err(at(node, refuses(&node.op).unwrap_or_default())),
+        | Op::PRelu
+        | Op::InstanceNormalization { .. } => {
+            return Err(at(node, refuses(&node.op).unwrap_or_default()));
+        }
     })
 }

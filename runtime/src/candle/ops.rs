@@ -50,6 +50,24 @@ pub(super) fn batch_norm(x: &Tensor, parameters: [&Tensor; 4], epsilon: f32) -> 
         .broadcast_add(&shift.reshape(dims.as_slice())?)
 }
 
+/// Every plane of `x [N,C,...]` normalized by its own mean and variance, then scale and bias `[C]`.
+pub(super) fn instance_norm(
+    x: &Tensor,
+    scale: &Tensor,
+    bias: &Tensor,
+    epsilon: f32,
+) -> Result<Tensor> {
+    let (n, c) = (x.dim(0)?, x.dim(1)?);
+    let flat = x.reshape((n, c, ()))?;
+    let centred = flat.broadcast_sub(&flat.mean_keepdim(2)?)?;
+    let deviation = (centred.sqr()?.mean_keepdim(2)? + f64::from(epsilon))?.sqrt()?;
+    centred
+        .broadcast_div(&deviation)?
+        .broadcast_mul(&scale.reshape((1, c, 1))?)?
+        .broadcast_add(&bias.reshape((1, c, 1))?)?
+        .reshape(x.dims())
+}
+
 pub(super) fn leaky_relu(x: &Tensor, alpha: f32) -> Result<Tensor> {
     x.gt(0f32)?.where_cond(x, &(x * f64::from(alpha))?)
 }

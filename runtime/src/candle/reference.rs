@@ -140,6 +140,7 @@ impl Reference {
         match op {
             Op::Conv { .. }
             | Op::BatchNormalization { .. }
+            | Op::InstanceNormalization { .. }
             | Op::Relu
             | Op::LeakyRelu { .. }
             | Op::Clip { .. }
@@ -339,6 +340,9 @@ fn execute(op: &Op, inputs: &[Option<Tensor>], output: &[usize]) -> candle_core:
         }
         Op::BatchNormalization { epsilon } => {
             ops::batch_norm(x, [need(1)?, need(2)?, need(3)?, need(4)?], *epsilon)
+        }
+        Op::InstanceNormalization { epsilon } => {
+            ops::instance_norm(x, need(1)?, need(2)?, *epsilon)
         }
         Op::Relu => x.relu(),
         Op::LeakyRelu { alpha } => ops::leaky_relu(x, *alpha),

@@ -71,6 +71,11 @@ pub enum Op {
         /// Added to the variance.
         epsilon: f32,
     },
+    /// `x [N,C,...], scale [C], bias [C]`: every plane normalized by its own mean and variance.
+    InstanceNormalization {
+        /// Added to the variance.
+        epsilon: f32,
+    },
     /// `max(x, 0)`.
     Relu,
     /// `x` where positive, else `alpha * x`.
@@ -285,6 +290,7 @@ impl Op {
         match self {
             Op::Conv { .. } => "Conv",
             Op::BatchNormalization { .. } => "BatchNormalization",
+            Op::InstanceNormalization { .. } => "InstanceNormalization",
             Op::Relu => "Relu",
             Op::LeakyRelu { .. } => "LeakyRelu",
             Op::PRelu => "PRelu",
@@ -332,6 +338,7 @@ impl Op {
         match self {
             Op::Conv { .. } => (2, 3),
             Op::BatchNormalization { .. } => (5, 5),
+            Op::InstanceNormalization { .. } => (3, 3),
             Op::Gemm { .. } => (2, 3),
             Op::MatMul { .. } | Op::Add | Op::Sub | Op::Mul | Op::Div | Op::PRelu => (2, 2),
             Op::Concat { .. } => (1, usize::MAX),

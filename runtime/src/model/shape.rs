@@ -145,9 +145,9 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
             *dilations,
             *groups,
         ),
-        Op::BatchNormalization { .. } => {
+        Op::BatchNormalization { .. } | Op::InstanceNormalization { .. } => {
             let channels = x.get(1).ok_or("the input has fewer than two axes")?;
-            for i in 1..5 {
+            for i in 1..inputs.len() {
                 if need(i)? != std::slice::from_ref(channels) {
                     return Err(format!(
                         "input {i} has shape {}, not [{channels}]",

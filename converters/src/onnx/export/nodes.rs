@@ -114,7 +114,9 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
             ints("dilations", *dilations),
             int("group", *groups as i64),
         ],
-        Op::BatchNormalization { epsilon } => vec![float("epsilon", *epsilon)],
+        Op::BatchNormalization { epsilon } | Op::InstanceNormalization { epsilon } => {
+            vec![float("epsilon", *epsilon)]
+        }
         Op::LeakyRelu { alpha } => vec![float("alpha", *alpha)],
         Op::HardSigmoid { alpha, beta } => vec![float("alpha", *alpha), float("beta", *beta)],
         Op::Clip { min, max } => {

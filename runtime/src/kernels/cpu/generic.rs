@@ -69,6 +69,14 @@ pub enum Generic {
         scale: Vec<f32>,
         shift: Vec<f32>,
     },
+    /// Every plane of `[batch, channels, plane]` to mean 0 and variance 1, then `x * scale + shift` by channel.
+    InstanceNorm {
+        batch: usize,
+        plane: usize,
+        scale: Vec<f32>,
+        shift: Vec<f32>,
+        epsilon: f32,
+    },
     /// Copies with an index table per axis. Output element `i` of an axis takes the input offset
     /// `tables[axis][i]`; `None` on any axis fills. Output strides place the copy in a larger tensor.
     Copy { parts: Vec<Part> },
@@ -145,6 +153,27 @@ impl Generic {
                         let c = p % scale.len();
                         for i in p * plane..(p + 1) * plane {
                             *io.out.add(i) = *io.inputs[0].add(i) * scale[c] + shift[c];
+                        }
+                    }
+                }
+                Generic::InstanceNorm {
+                    batch,
+                    plane,
+                    scale,
+                    shift,
+                    epsilon,
+                } => {
+                    for p in io.member.share(batch * scale.len()) {
+                        let c = p % scale.len();
+                        let x = std::slice::from_raw_parts(io.inputs[0].add(p * plane), *plane);
+                        let count = (*plane).max(1) as f64;
+                        let mean = sum(x) / count;
+                        let square = |&x: &f32| (f64::from(x) - mean) * (f64::from(x) - mean);
+                        let variance = x.iter().map(square).sum::<f64>() / count;
+                        let factor = f64::from(scale[c]) / (variance + f64::from(*epsilon)).sqrt();
+                        for (i, &x) in x.iter().enumerate() {
+                            let y = (f64::from(x) - mean) * factor + f64::from(shift[c]);
+                            *io.out.add(p * plane + i) = y as f32;
                         }
                     }
                 }

@@ -34,6 +34,13 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
                 shift,
             }
         }
+        Op::InstanceNormalization { epsilon } => Generic::InstanceNorm {
+            batch: x[0],
+            plane: x.get(2..).unwrap_or_default().iter().product(),
+            scale: context.constant(1)?,
+            shift: context.constant(2)?,
+            epsilon: *epsilon,
+        },
         Op::GlobalAveragePool => mean(&x, &[2, 3]),
         Op::ReduceMean { axes, .. } => {
             let axes = axis_set(axes, x.len()).map_err(|e| context.refuse(e))?;
@@ -158,10 +165,10 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
             return Err(context.refuse("is lowered elsewhere"));
         }
     };
-    let count = if let Op::BatchNormalization { .. } = unit.node.op {
-        1
-    } else {
-        unit.inputs.len()
+    // Normalisations hold their vectors.
+    let count = match unit.node.op {
+        Op::BatchNormalization { .. } | Op::InstanceNormalization { .. } => 1,
+        _ => unit.inputs.len(),
     };
     let inputs = unit.inputs[..count]
         .iter()
