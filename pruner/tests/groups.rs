@@ -157,6 +157,7 @@ fn nets(seed: u64) -> Vec<Model> {
         nets::densenet(seed),
         nets::mobilenet(seed),
         nets::detector(seed),
+        nets::unet(seed),
         nets::vgg(seed),
         nets::transformer(seed),
     ]

@@ -8,7 +8,7 @@ use super::{axes, constants, fold, language};
 use lacuna::model::{Dim, Op, PadMode, Window};
 
 /// The operators that are computed at run time.
-pub(super) const COMPUTED: [&str; 42] = [
+pub(super) const COMPUTED: [&str; 44] = [
     "Add",
     "Attention",
     "AveragePool",
@@ -39,6 +39,7 @@ pub(super) const COMPUTED: [&str; 42] = [
     "ReduceMean",
     "Relu",
     "Reshape",
+    "Resize",
     "RotaryEmbedding",
     "Sigmoid",
     "Slice",
@@ -51,6 +52,7 @@ pub(super) const COMPUTED: [&str; 42] = [
     "Tanh",
     "Transpose",
     "Unsqueeze",
+    "Upsample",
 ];
 
 /// The operators that are understood over constants and shapes only.
@@ -126,6 +128,7 @@ pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
             unary(c, call, op)
         }
         "GlobalAveragePool" => unary(c, call, Op::GlobalAveragePool),
+        "Resize" | "Upsample" => super::resize::convert(c, call),
         "Gemm" => gemm(c, call),
         "MatMul" => matmul(c, call),
         "Pad" => pad(c, call),

@@ -116,6 +116,7 @@ pub(super) fn updated(cutter: &Cutter<'_, '_>, node: &Node) -> Result<Op> {
         | Op::MaxPool(_)
         | Op::AveragePool { .. }
         | Op::GlobalAveragePool
+        | Op::Resize { .. }
         | Op::Gemm { .. }
         | Op::MatMul { .. }
         | Op::Add

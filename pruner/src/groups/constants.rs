@@ -237,7 +237,7 @@ impl<'m> Walk<'_, 'm> {
                 }
                 lines
             }
-            Op::MaxPool(_) | Op::GlobalAveragePool => self.picture(node, |c| c),
+            Op::MaxPool(_) | Op::GlobalAveragePool | Op::Resize { .. } => self.picture(node, |c| c),
             Op::AveragePool {
                 window,
                 count_include_pad,

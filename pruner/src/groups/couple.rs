@@ -231,7 +231,9 @@ impl<'m> Coupling<'m> {
                 }
                 axes
             }
-            Op::MaxPool(_) | Op::AveragePool { .. } | Op::GlobalAveragePool => self.picture(node),
+            Op::MaxPool(_) | Op::AveragePool { .. } | Op::GlobalAveragePool | Op::Resize { .. } => {
+                self.picture(node)
+            }
             Op::Gemm {
                 trans_a, trans_b, ..
             } => self.gemm(node, *trans_a, *trans_b),

@@ -430,7 +430,8 @@ fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -
         | Op::MaskedMean
         | Op::FastGRNN
         | Op::PRelu
-        | Op::InstanceNormalization { .. } => {
+        | Op::InstanceNormalization { .. }
+        | Op::Resize { .. } => {
             return Err(at(node, refuses(&node.op).unwrap_or_default()));
         }
     })

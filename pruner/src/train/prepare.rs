@@ -47,7 +47,7 @@ pub const fn refuses(op: &Op) -> Option<&'static str> {
             Some("a transposed left operand mixes the images of a batch")
         }
         Op::PRelu => Some("its slopes have no gradient here"),
-        Op::InstanceNormalization { .. } => Some("it has no gradient here"),
+        Op::Resize { .. } | Op::InstanceNormalization { .. } => Some("it has no gradient here"),
         Op::FastGRNN => Some("it is a cell over time; training is for networks over images"),
         Op::Gather { .. }
         | Op::RMSNormalization { .. }

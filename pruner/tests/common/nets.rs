@@ -2,7 +2,8 @@
 
 use lacuna::Model;
 use lacuna::model::{
-    Dim, Graph, Input, Node, Op, PadMode, Padding, Symbols, Weight, Weights, Window, infer_shapes,
+    Coordinates, Dim, Graph, Input, Interpolation, Node, Op, PadMode, Padding, Resized, Symbols,
+    Weight, Weights, Window, infer_shapes,
 };
 
 /// A graph under construction, its weights random.
@@ -362,6 +363,38 @@ pub fn detector(seed: u64) -> Model {
     }
     let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
     n.finish(&outputs)
+}
+
+/// Down, up and across: resizing, concatenation, slopes by channel, normalisation by plane.
+pub fn unet(seed: u64) -> Model {
+    let mut n = Net::new("unet", 2, 12, seed);
+    let layer = |n: &mut Net, name: &str, x: &str, out: usize, stride: usize| {
+        let y = n.conv(&format!("{name}.conv"), x, out, 3, stride, 1);
+        let scale = n.weight(&format!("{name}.scale"), &[out], 0.3, 1.0);
+        let shift = n.weight(&format!("{name}.shift"), &[out], 0.3, 0.0);
+        let norm = Op::InstanceNormalization { epsilon: 1e-5 };
+        let y = n.node(&format!("{name}.norm"), norm, &[&y, &scale, &shift]);
+        let slope = n.weight(&format!("{name}.slope"), &[out, 1, 1], 0.2, 0.25);
+        n.node(&format!("{name}.act"), Op::PRelu, &[&y, &slope])
+    };
+    let a = layer(&mut n, "a", "x", 6, 1);
+    let b = layer(&mut n, "b", &a, 8, 2);
+    let c = layer(&mut n, "c", &b, 10, 2);
+    let up = |interpolation, coordinates| Op::Resize {
+        resized: Resized::Scales([2.0; 2]),
+        interpolation,
+        coordinates,
+    };
+    let nearest = up(Interpolation::NearestFloor, Coordinates::Asymmetric);
+    let y = n.node("c.up", nearest, &[&c]);
+    let y = n.concat("b.cat", &[&y, &b]);
+    let y = layer(&mut n, "d", &y, 7, 1);
+    let linear = up(Interpolation::Linear, Coordinates::HalfPixel);
+    let y = n.node("d.up", linear, &[&y]);
+    let y = n.concat("a.cat", &[&y, &a]);
+    let y = layer(&mut n, "e", &y, 5, 1);
+    let y = n.conv("out", &y, 3, 1, 1, 1);
+    n.finish(&[&y])
 }
 
 /// Convolutions, flattened into linear layers.

@@ -68,6 +68,20 @@ pub(super) fn instance_norm(
         .reshape(x.dims())
 }
 
+/// Elements of an axis between two others: their indices, and the weight of the second.
+pub(super) fn interpolate(x: &Tensor, dim: usize, taps: &[(usize, usize, f32)]) -> Result<Tensor> {
+    let first = gather(x, dim, taps.iter().map(|t| t.0))?;
+    if taps.iter().all(|t| t.2 == 0.0) {
+        return Ok(first);
+    }
+    let second = gather(x, dim, taps.iter().map(|t| t.1))?;
+    let mut dims = vec![1; x.rank()];
+    dims[dim] = taps.len();
+    let weights: Vec<f32> = taps.iter().map(|t| t.2).collect();
+    let weights = Tensor::from_vec(weights, dims, x.device())?;
+    (second - &first)?.broadcast_mul(&weights)? + first
+}
+
 pub(super) fn leaky_relu(x: &Tensor, alpha: f32) -> Result<Tensor> {
     x.gt(0f32)?.where_cond(x, &(x * f64::from(alpha))?)
 }

@@ -151,6 +151,7 @@ impl Reference {
             | Op::MaxPool(_)
             | Op::AveragePool { .. }
             | Op::GlobalAveragePool
+            | Op::Resize { .. }
             | Op::Gemm { .. }
             | Op::MatMul { .. }
             | Op::Add
@@ -359,6 +360,17 @@ fn execute(op: &Op, inputs: &[Option<Tensor>], output: &[usize]) -> candle_core:
             window,
             count_include_pad,
         } => window::average_pool(x, window, *count_include_pad, output),
+        Op::Resize {
+            resized,
+            interpolation,
+            coordinates,
+        } => {
+            let along = |i: usize, n: usize| {
+                crate::model::taps(*resized, *interpolation, *coordinates, i, n)
+            };
+            let rows = ops::interpolate(x, 2, &along(0, x.dim(2)?))?;
+            ops::interpolate(&rows, 3, &along(1, x.dim(3)?))
+        }
         Op::GlobalAveragePool => x.mean_keepdim((2, 3)),
         Op::Gemm {
             alpha,

@@ -1,6 +1,6 @@
 //! Operators, named after ONNX, with their attributes as typed fields.
 
-use super::float;
+use super::{Coordinates, Interpolation, Resized, float};
 use serde::{Deserialize, Serialize};
 
 /// How a windowed operator pads its two spatial axes.
@@ -116,6 +116,15 @@ pub enum Op {
         window: Window,
         /// Whether padding counts as elements of the window.
         count_include_pad: bool,
+    },
+    /// `x [N,C,H,W]`: every plane in another size.
+    Resize {
+        /// The size.
+        resized: Resized,
+        /// How elements are made.
+        interpolation: Interpolation,
+        /// Where they lie in the input.
+        coordinates: Coordinates,
     },
     /// `x [N,C,H,W]`: mean of each plane, `[N,C,1,1]`.
     GlobalAveragePool,
@@ -301,6 +310,7 @@ impl Op {
             Op::Tanh => "Tanh",
             Op::MaxPool(_) => "MaxPool",
             Op::AveragePool { .. } => "AveragePool",
+            Op::Resize { .. } => "Resize",
             Op::GlobalAveragePool => "GlobalAveragePool",
             Op::Gemm { .. } => "Gemm",
             Op::MatMul { .. } => "MatMul",

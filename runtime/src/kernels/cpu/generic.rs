@@ -77,6 +77,14 @@ pub enum Generic {
         shift: Vec<f32>,
         epsilon: f32,
     },
+    /// Planes of `input` rows and columns, each element of the output between two rows and two columns: their
+    /// indices, and the weight of the second.
+    Interpolate {
+        planes: usize,
+        input: [usize; 2],
+        rows: Vec<(usize, usize, f32)>,
+        columns: Vec<(usize, usize, f32)>,
+    },
     /// Copies with an index table per axis. Output element `i` of an axis takes the input offset
     /// `tables[axis][i]`; `None` on any axis fills. Output strides place the copy in a larger tensor.
     Copy { parts: Vec<Part> },
@@ -174,6 +182,25 @@ impl Generic {
                         for (i, &x) in x.iter().enumerate() {
                             let y = (f64::from(x) - mean) * factor + f64::from(shift[c]);
                             *io.out.add(p * plane + i) = y as f32;
+                        }
+                    }
+                }
+                Generic::Interpolate {
+                    planes,
+                    input: [height, width],
+                    rows,
+                    columns,
+                } => {
+                    for line in io.member.share(planes * rows.len()) {
+                        let (plane, row) = (line / rows.len(), line % rows.len());
+                        let (above, below, v) = rows[row];
+                        let x = io.inputs[0].add(plane * height * width);
+                        let (above, below) = (x.add(above * width), x.add(below * width));
+                        let out = io.out.add(line * columns.len());
+                        for (i, &(left, right, h)) in columns.iter().enumerate() {
+                            let a = *above.add(left) + h * (*above.add(right) - *above.add(left));
+                            let b = *below.add(left) + h * (*below.add(right) - *below.add(left));
+                            *out.add(i) = a + v * (b - a);
                         }
                     }
                 }

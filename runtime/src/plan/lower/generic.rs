@@ -5,7 +5,7 @@ use crate::Result;
 use crate::kernels::cpu::Kernel;
 use crate::kernels::cpu::elementwise::{Elementwise, Function};
 use crate::kernels::cpu::generic::{Binary, Generic, Part, Unary};
-use crate::model::{Op, PadMode, axis_index, axis_set, slice_range};
+use crate::model::{Op, PadMode, axis_index, axis_set, slice_range, taps};
 use crate::plan::rewrite::{UNCLAMPED, batch_norm_affine};
 use std::sync::Arc;
 
@@ -41,6 +41,19 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
             shift: context.constant(2)?,
             epsilon: *epsilon,
         },
+        Op::Resize {
+            resized,
+            interpolation,
+            coordinates,
+        } => {
+            let along = |i: usize| taps(*resized, *interpolation, *coordinates, i, x[2 + i]);
+            Generic::Interpolate {
+                planes: x[0] * x[1],
+                input: [x[2], x[3]],
+                rows: along(0),
+                columns: along(1),
+            }
+        }
         Op::GlobalAveragePool => mean(&x, &[2, 3]),
         Op::ReduceMean { axes, .. } => {
             let axes = axis_set(axes, x.len()).map_err(|e| context.refuse(e))?;
