@@ -158,9 +158,7 @@ impl<'m> Groups<'m> {
         if fold {
             let (_, reads) = Constants::of(cutter, &|_| true);
             for read in reads.iter().filter(|r| !r.exact) {
-                for unit in self.read_units(&nodes[read.node], read) {
-                    dropped.insert(unit);
-                }
+                dropped.extend(self.read_units(&nodes[read.node], read));
             }
         }
         let keeps = |id: Id| fold && self.unit(id).is_some_and(|u| !dropped.contains(&u));

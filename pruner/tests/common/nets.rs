@@ -134,17 +134,9 @@ impl Net {
         self.node(name, op, &[x, &parts[0], &parts[1], &parts[2], &parts[3]])
     }
 
-    /// Convolution without a bias, normalisation and an activation.
-    pub fn block(
-        &mut self,
-        name: &str,
-        x: &str,
-        out: usize,
-        kernel: usize,
-        stride: usize,
-        groups: usize,
-        act: Op,
-    ) -> String {
+    /// Convolution without a bias by kernel, stride and groups, normalisation and an activation.
+    pub fn block(&mut self, name: &str, x: &str, out: usize, how: [usize; 3], act: Op) -> String {
+        let [kernel, stride, groups] = how;
         let how = [kernel, stride, kernel / 2, groups];
         let y = self.conv_padded(&format!("{name}.conv"), x, out, how, false);
         let y = self.norm(&format!("{name}.bn"), &y);
@@ -215,13 +207,13 @@ impl Net {
 /// Residual blocks, one with a projection.
 pub fn resnet(seed: u64) -> Model {
     let mut n = Net::new("resnet", 3, 12, seed);
-    let x = n.block("stem", "x", 10, 3, 1, 1, Op::Relu);
-    let y = n.block("a1", &x, 7, 3, 1, 1, Op::Relu);
+    let x = n.block("stem", "x", 10, [3, 1, 1], Op::Relu);
+    let y = n.block("a1", &x, 7, [3, 1, 1], Op::Relu);
     let y = n.conv_padded("a2.conv", &y, 10, [3, 1, 1, 1], false);
     let y = n.norm("a2.bn", &y);
     let y = n.node("a.add", Op::Add, &[&x, &y]);
     let x = n.node("a.out", Op::Relu, &[&y]);
-    let y = n.block("b1", &x, 9, 1, 1, 1, Op::Relu);
+    let y = n.block("b1", &x, 9, [1, 1, 1], Op::Relu);
     let y = n.conv_padded("b2.conv", &y, 14, [3, 2, 1, 1], false);
     let y = n.norm("b2.bn", &y);
     let s = n.conv_padded("b.down", &x, 14, [1, 2, 0, 1], false);
@@ -235,8 +227,8 @@ pub fn resnet(seed: u64) -> Model {
 /// The shortcut of CIFAR's ResNets: every second place, and channels of zeros.
 pub fn padded_shortcut(seed: u64) -> Model {
     let mut n = Net::new("padded shortcut", 3, 8, seed);
-    let x = n.block("stem", "x", 6, 3, 1, 1, Op::Relu);
-    let y = n.block("a1", &x, 12, 3, 2, 1, Op::Relu);
+    let x = n.block("stem", "x", 6, [3, 1, 1], Op::Relu);
+    let y = n.block("a1", &x, 12, [3, 2, 1], Op::Relu);
     let y = n.conv_padded("a2", &y, 12, [3, 1, 1, 1], false);
     let y = n.norm("a2.bn", &y);
     let op = Op::Slice {
@@ -269,7 +261,7 @@ pub fn densenet(seed: u64) -> Model {
         };
         let y = n.norm(&format!("{i}.bn"), &x);
         let y = n.node(&format!("{i}.relu"), Op::Relu, &[&y]);
-        let y = n.block(&format!("{i}.narrow"), &y, 12, 1, 1, 1, Op::Relu);
+        let y = n.block(&format!("{i}.narrow"), &y, 12, [1, 1, 1], Op::Relu);
         all.push(n.conv_padded(&format!("{i}.grow"), &y, 5, [3, 1, 1, 1], false));
     }
     let parts: Vec<&str> = all.iter().map(String::as_str).collect();
@@ -283,19 +275,17 @@ pub fn densenet(seed: u64) -> Model {
 /// Inverted residuals with gates.
 pub fn mobilenet(seed: u64) -> Model {
     let mut n = Net::new("mobilenet", 3, 12, seed);
-    let mut x = n.block("stem", "x", 8, 3, 2, 1, Op::HardSwish);
+    let mut x = n.block("stem", "x", 8, [3, 2, 1], Op::HardSwish);
     for (i, (wide, out, stride)) in [(16, 8, 1), (20, 12, 2), (24, 12, 1)]
         .into_iter()
         .enumerate()
     {
-        let y = n.block(&format!("{i}.expand"), &x, wide, 1, 1, 1, Op::HardSwish);
+        let y = n.block(&format!("{i}.expand"), &x, wide, [1, 1, 1], Op::HardSwish);
         let y = n.block(
             &format!("{i}.depth"),
             &y,
             wide,
-            3,
-            stride,
-            wide,
+            [3, stride, wide],
             Op::HardSwish,
         );
         let g = n.node(&format!("{i}.gap"), Op::GlobalAveragePool, &[&y]);
@@ -323,29 +313,29 @@ pub fn mobilenet(seed: u64) -> Model {
 pub fn detector(seed: u64) -> Model {
     let act = || Op::Swish { alpha: 1.0 };
     let mut n = Net::new("detector", 3, 16, seed);
-    let x = n.block("stem", "x", 8, 3, 2, 1, act());
+    let x = n.block("stem", "x", 8, [3, 2, 1], act());
     // C3: two ways, one with a residual, joined.
-    let a = n.block("c3.1", &x, 6, 1, 1, 1, act());
-    let m = n.block("c3.m1", &a, 6, 1, 1, 1, act());
-    let m = n.block("c3.m2", &m, 6, 3, 1, 1, act());
+    let a = n.block("c3.1", &x, 6, [1, 1, 1], act());
+    let m = n.block("c3.m1", &a, 6, [1, 1, 1], act());
+    let m = n.block("c3.m2", &m, 6, [3, 1, 1], act());
     let a = n.node("c3.add", Op::Add, &[&a, &m]);
-    let b = n.block("c3.2", &x, 6, 1, 1, 1, act());
+    let b = n.block("c3.2", &x, 6, [1, 1, 1], act());
     let y = n.concat("c3.cat", &[&a, &b]);
-    let p3 = n.block("c3.3", &y, 12, 1, 1, 1, act());
+    let p3 = n.block("c3.3", &y, 12, [1, 1, 1], act());
     // C2f: one layer in two halves, of which one goes on.
-    let y = n.block("c2f.1", &p3, 10, 1, 1, 1, act());
+    let y = n.block("c2f.1", &p3, 10, [1, 1, 1], act());
     let left = n.slice("c2f.left", &y, 0, 5);
     let right = n.slice("c2f.right", &y, 5, 10);
-    let m = n.block("c2f.m", &right, 5, 3, 1, 1, act());
+    let m = n.block("c2f.m", &right, 5, [3, 1, 1], act());
     let y = n.concat("c2f.cat", &[&left, &right, &m]);
-    let y = n.block("c2f.2", &y, 12, 1, 1, 1, act());
-    let p4 = n.block("down", &y, 12, 3, 2, 1, act());
+    let y = n.block("c2f.2", &y, 12, [1, 1, 1], act());
+    let p4 = n.block("down", &y, 12, [3, 2, 1], act());
     // SPPF.
-    let y = n.block("sppf.1", &p4, 6, 1, 1, 1, act());
+    let y = n.block("sppf.1", &p4, 6, [1, 1, 1], act());
     let y1 = n.pool("sppf.a", &y, 3, 1);
     let y2 = n.pool("sppf.b", &y1, 3, 1);
     let y = n.concat("sppf.cat", &[&y, &y1, &y2]);
-    let p5 = n.block("sppf.2", &y, 12, 1, 1, 1, act());
+    let p5 = n.block("sppf.2", &y, 12, [1, 1, 1], act());
     // Heads: one layer for all of them, then one for each.
     let mut outputs = Vec::new();
     let shared = n.weight("head.shared.weight", &[9, 12, 1, 1], 0.4, 0.0);
