@@ -443,3 +443,56 @@ fn sparse_weights_are_cut_too() {
     let cut = groups.cut(&random(&groups, &mut Dice(3)), true).unwrap();
     assert!(cut.model.weights().values().any(|w| w.is_sparse()));
 }
+
+#[test]
+fn the_verbs_list_and_cut() {
+    let prune = |arguments: &[&str]| {
+        let program = std::process::Command::new(env!("CARGO_BIN_EXE_prune"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            program.status.success(),
+            text(program.stdout),
+            text(program.stderr),
+        )
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.safetensors");
+    let path = path.to_str().unwrap();
+    let source = ["--arch", "fashion-cnn"];
+
+    let (good, out, _) = prune(&[&["groups", "--json"], &source[..]].concat());
+    let list: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(good && list["schema"] == 1);
+    let groups = list["groups"].as_array().unwrap();
+    assert!(groups.iter().any(|g| g["reason"].is_null()));
+    let classes = groups.last().unwrap();
+    assert_eq!(
+        (&classes["units"], &classes["removable"]),
+        (&10.into(), &0.into())
+    );
+
+    let flags = ["--flops", "0.5", "--round-to", "2", "--json", "-o", path];
+    let (good, out, errors) = prune(&[&["channels"], &source[..], &flags[..]].concat());
+    assert!(good, "{errors}");
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let macs = |when: &str| report[when]["dense_macs"].as_f64().unwrap();
+    assert!(macs("after") <= 0.5 * macs("before"));
+    let kept =
+        |g: &serde_json::Value| g["units"].as_u64().unwrap() - g["removed"].as_u64().unwrap();
+    assert!(
+        report["groups"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|g| kept(g) % 2 == 0)
+    );
+    assert_eq!(run(&Model::open(path).unwrap(), 1)[0].len(), 20);
+    assert!(folder.path().join("cut.report.json").exists());
+
+    let flags = ["--flops", "0.5", "--ignore", "no such weight", "--dry-run"];
+    let (good, _, errors) = prune(&[&["channels"], &source[..], &flags[..]].concat());
+    assert!(!good && errors.contains("no such weight"), "{errors}");
+}
