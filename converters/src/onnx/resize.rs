@@ -5,7 +5,7 @@ use super::call::Call;
 use super::convert::Converter;
 use super::ints::Int;
 use super::value::Value;
-use lacuna::model::{Coordinates, Interpolation, Op, Resized};
+use lacuna::model::{Coordinates, Dim, Interpolation, Op, Resized};
 
 /// Converts one of the two.
 pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Result<Value, String> {
@@ -109,6 +109,20 @@ pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Result<Valu
             ));
         }
     };
+    if let (Coordinates::AlignCorners, Resized::Scales(scales)) = (coordinates, resized) {
+        for (scale, size) in scales.iter().zip(&shape[2..]) {
+            let whole = match size {
+                Dim::Fixed(n) => (*n as f64 * f64::from(*scale)).fract() == 0.0,
+                Dim::Symbol(_) => false,
+            };
+            // The standard's corners then lie beyond the last element, those of other runtimes on it.
+            if !whole {
+                return Err(format!(
+                    "align_corners with a scale of {scale} of {size} elements"
+                ));
+            }
+        }
+    }
     if call.attrs.flag("antialias", false)? {
         return Err("antialias 1 is not supported".into());
     }
