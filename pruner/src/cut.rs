@@ -75,7 +75,7 @@ impl<'a> Factor<'a> {
         let fits = weight.filter(|w| w.dtype().is_float());
         let parts = fits.and_then(|w| Some((w.dtype(), w.shape(), w.to_f32()?)));
         let Some((dtype, &[rows, cols], values)) = parts else {
-            return Err(Error::Cut {
+            return Err(Error::Factor {
                 weight: name.to_owned(),
                 what: format!(
                     "is {}; matrices of F32, F16 and BF16 can be cut",
@@ -118,7 +118,7 @@ impl<'a> Factor<'a> {
         let mut shape = self.shape;
         shape[self.axis] = kept.len();
         let weight = Weight::from_f32(&shape, &left);
-        weight.to_dtype(self.dtype).map_err(|what| Error::Cut {
+        weight.to_dtype(self.dtype).map_err(|what| Error::Factor {
             weight: self.name.to_owned(),
             what,
         })

@@ -147,11 +147,22 @@ pub enum Error {
         /// The learning rate of the step.
         rate: f64,
     },
-    /// Channels cannot leave a weight.
+    /// Channels cannot leave a factor of low rank.
     #[error("weight `{weight}`: {what}")]
-    Cut {
+    Factor {
         /// The weight's name.
         weight: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// Channels cannot be cut as asked.
+    #[error("channels: {0}")]
+    Channels(String),
+    /// A cut graph is not what its groups say.
+    #[error("cutting channels: node `{node}`: {what}")]
+    Cut {
+        /// The node.
+        node: String,
         /// What is wrong.
         what: String,
     },

@@ -16,9 +16,9 @@
 //! ```
 //!
 //! [`Recipe::plan`] says what would happen, [`Recipe::run`] does it, [`save`] writes the result,
-//! reopens it and counts its zeros; [`cut()`] removes what nothing goes through. [`report`] describes
-//! models, [`data`] reads labelled images and sequences and [`eval`] measures accuracy on them;
-//! [`perplexity`] measures language models on text.
+//! reopens it and counts its zeros. [`groups`] cuts channels, heads and neurons, [`cut()`] inner channels of factors that
+//! nothing goes through. [`report`] describes models, [`data`] reads labelled images and sequences and [`eval`] measures
+//! accuracy on them; [`perplexity`] measures language models on text.
 
 #![forbid(unsafe_code)]
 
@@ -27,6 +27,7 @@ mod cut;
 pub mod data;
 mod error;
 pub mod eval;
+pub mod groups;
 mod layer;
 mod origin;
 pub mod page;

@@ -187,14 +187,7 @@ fn figures(model: &Model, symbols: &Symbols, stored: &Storage<'_>) -> Result<Mod
         .into_iter()
         .map(|(name, node)| layer(model, &shapes, name, node, stored[name]))
         .collect();
-    let norms = model
-        .graph()
-        .nodes
-        .iter()
-        .filter(|n| matches!(n.op, Op::BatchNormalization { .. }));
-    let statistics: BTreeSet<&str> = norms
-        .flat_map(|n| n.inputs.iter().skip(3).map(String::as_str))
-        .collect();
+    let statistics = statistics(model);
     let totals = Totals {
         prunable: layers.iter().map(|l| l.size).sum(),
         prunable_zeros: layers.iter().map(|l| l.size - l.nonzeros).sum(),
@@ -228,6 +221,15 @@ fn figures(model: &Model, symbols: &Symbols, stored: &Storage<'_>) -> Result<Mod
         recipe: model.metadata.recipe.clone(),
         source: model.metadata.source.clone(),
     })
+}
+
+/// The running statistics of batch normalisations, which training does not change by gradients.
+pub(crate) fn statistics(model: &Model) -> BTreeSet<&str> {
+    let nodes = model.graph().nodes.iter();
+    let norms = nodes.filter(|n| matches!(n.op, Op::BatchNormalization { .. }));
+    norms
+        .flat_map(|n| n.inputs.iter().skip(3).map(String::as_str))
+        .collect()
 }
 
 /// Every symbolic dimension of the model's inputs, at its size in `symbols` or at 1.
@@ -266,7 +268,7 @@ fn layer(model: &Model, shapes: &Shapes, name: &str, first: &Node, stored: Store
 }
 
 /// Multiply-accumulates of one node: output elements times the length of the sum behind each.
-fn macs(node: &Node, weight: &Weight, shapes: &Shapes) -> u64 {
+pub(crate) fn macs(node: &Node, weight: &Weight, shapes: &Shapes) -> u64 {
     let outputs = shapes.get(&node.output).map_or(0, |shape| {
         shape
             .iter()

@@ -112,6 +112,76 @@ fn slice(c: &mut Converter<'_>, call: &mut Call<'_>, x: &Value) -> Result<Value,
     c.emit(call, op, &[x])
 }
 
+/// The axis of a `Split` and the sizes of its parts.
+pub(super) fn parts(call: &mut Call<'_>, outputs: usize) -> Result<(usize, Vec<usize>), String> {
+    let shape = call.input(0)?.shape();
+    let axis = index(call.attrs.int("axis")?.unwrap_or(0), shape.len())?;
+    let Dim::Fixed(whole) = shape[axis] else {
+        return Err(format!("axis {axis} has the size `{}`", shape[axis]));
+    };
+    let given = if call.opset < 13 {
+        call.at_most(1)?;
+        call.attrs.ints("split")?.map(<[i64]>::to_vec)
+    } else {
+        call.at_most(2)?;
+        call.ints(1)?
+    };
+    let count = match call.opset >= 18 {
+        true => call.attrs.int("num_outputs")?,
+        false => None,
+    };
+    let sizes: Vec<usize> = match (given, count) {
+        (Some(_), Some(_)) => return Err("both sizes and `num_outputs`".into()),
+        (Some(sizes), None) => sizes
+            .iter()
+            .map(|&n| usize::try_from(n).map_err(|_| format!("a part of size {n}")))
+            .collect::<Result<_, _>>()?,
+        (None, count) => {
+            if count.is_some_and(|n| n != outputs as i64) {
+                return Err(format!("num_outputs {count:?} for {outputs} outputs"));
+            }
+            let part = whole.div_ceil(outputs.max(1));
+            if count.is_none() && !whole.is_multiple_of(outputs.max(1)) {
+                return Err(format!("{whole} elements in {outputs} equal parts"));
+            }
+            (0..outputs)
+                .map(|i| whole.saturating_sub(i * part).min(part))
+                .collect()
+        }
+    };
+    let sum = sizes.iter().try_fold(0usize, |sum, &n| sum.checked_add(n));
+    if sizes.len() != outputs || sum != Some(whole) {
+        return Err(format!(
+            "parts of sizes {sizes:?} for {outputs} outputs of {whole} elements"
+        ));
+    }
+    Ok((axis, sizes))
+}
+
+/// Indices `start` to `end` of an axis of a call's first input.
+pub(super) fn part(
+    c: &mut Converter<'_>,
+    call: &Call<'_>,
+    axis: usize,
+    start: usize,
+    end: usize,
+) -> Result<Value, String> {
+    let x = call.input(0)?;
+    if x.is_constant() {
+        let shape = fold::fixed_shape(x)?;
+        let mut ranges: Vec<(usize, usize, i64)> = shape.iter().map(|&n| (0, n, 1)).collect();
+        ranges[axis] = (start, end - start, 1);
+        return fold::slice(call.output, x, &ranges, &mut c.reader.budget);
+    }
+    let op = Op::Slice {
+        axes: vec![axis as i64],
+        starts: vec![start as i64],
+        ends: vec![end as i64],
+        steps: vec![1],
+    };
+    c.emit(call, op, &[x])
+}
+
 /// The axes that a slice changes. A whole axis, symbolic or not, is left out.
 fn cuts(call: &mut Call<'_>, x: &Value) -> Result<Vec<Cut>, String> {
     let shape = x.shape();

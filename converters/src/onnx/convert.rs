@@ -6,7 +6,7 @@ use super::ints::Ints;
 use super::proto::{GraphProto, NodeProto, SparseTensorProto, TensorProto};
 use super::tensor::Reader;
 use super::value::{Constant, Value};
-use super::{fold, ops};
+use super::{axes, fold, ops};
 use lacuna::DType;
 use lacuna::Error as ModelError;
 use lacuna::model::{Dim, Graph, Input, Node, Op, Symbols, Weight, Weights, infer_shapes};
@@ -116,6 +116,9 @@ impl<'a> Converter<'a> {
                 super::supported_ops().join(", ")
             ));
         }
+        if node.op_type == "Split" {
+            return self.split(index, node);
+        }
         let output = match node.output.first() {
             Some(name) if !name.is_empty() => name.as_str(),
             _ => return Err("the first output has no name".into()),
@@ -130,6 +133,44 @@ impl<'a> Converter<'a> {
                 i + 1
             ));
         }
+        let mut call = self.call(index, node, output)?;
+        let value = ops::convert(self, &mut call)?;
+        call.attrs.finish()?;
+        self.define(&call, value)
+    }
+
+    /// `Split`: a slice for each output that something reads.
+    fn split(&mut self, index: usize, node: &'a NodeProto) -> Result<(), String> {
+        let mut call = self.call(index, node, "")?;
+        let (axis, sizes) = axes::parts(&mut call, node.output.len())?;
+        call.attrs.finish()?;
+        let mut start = 0;
+        for (i, (output, size)) in node.output.iter().zip(sizes).enumerate() {
+            let end = start + size;
+            if self.read.contains(output.as_str()) {
+                let part = Call {
+                    name: unique(&mut self.node_names, &format!("{}_{i}", call.name)),
+                    op: call.op,
+                    inputs: call.inputs.clone(),
+                    attrs: Attrs::new(node),
+                    output,
+                    opset: call.opset,
+                };
+                let value = axes::part(self, &part, axis, start, end)?;
+                self.define(&part, value)?;
+            }
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// A node with its inputs resolved.
+    fn call(
+        &mut self,
+        index: usize,
+        node: &'a NodeProto,
+        output: &'a str,
+    ) -> Result<Call<'a>, String> {
         let mut inputs = Vec::with_capacity(node.input.len());
         for name in &node.input {
             inputs.push(if name.is_empty() {
@@ -138,20 +179,23 @@ impl<'a> Converter<'a> {
                 Some(self.value(name)?)
             });
         }
-        let mut call = Call {
+        Ok(Call {
             name: self.node_name(index, node),
             op: &node.op_type,
             inputs,
             attrs: Attrs::new(node),
             output,
             opset: self.opset,
-        };
-        let mut value = ops::convert(self, &mut call)?;
-        call.attrs.finish()?;
+        })
+    }
+
+    /// Makes the output of a call known; an output of the graph is always computed.
+    fn define(&mut self, call: &Call<'_>, mut value: Value) -> Result<(), String> {
+        let output = call.output;
         if self.outputs.contains(output)
             && !matches!(&value, Value::Tensor { name, .. } if name == output)
         {
-            value = self.emit(&call, Op::Identity, &[&value])?;
+            value = self.emit(call, Op::Identity, &[&value])?;
         }
         self.values.insert(output.to_owned(), value);
         Ok(())

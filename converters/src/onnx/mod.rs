@@ -18,6 +18,7 @@ mod language;
 mod ops;
 mod order;
 mod proto;
+mod resize;
 mod tensor;
 mod value;
 

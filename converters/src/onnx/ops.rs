@@ -4,11 +4,11 @@ use super::call::{Call, two};
 use super::convert::Converter;
 use super::fold::Arithmetic;
 use super::value::Value;
-use super::{axes, constants, language};
+use super::{axes, constants, fold, language};
 use lacuna::model::{Dim, Op, PadMode, Window};
 
 /// The operators that are computed at run time.
-pub(super) const COMPUTED: [&str; 39] = [
+pub(super) const COMPUTED: [&str; 44] = [
     "Add",
     "Attention",
     "AveragePool",
@@ -26,21 +26,25 @@ pub(super) const COMPUTED: [&str; 39] = [
     "HardSigmoid",
     "HardSwish",
     "Identity",
+    "InstanceNormalization",
     "LayerNormalization",
     "LeakyRelu",
     "LpNormalization",
     "MatMul",
     "MaxPool",
     "Mul",
+    "PRelu",
     "Pad",
     "RMSNormalization",
     "ReduceMean",
     "Relu",
     "Reshape",
+    "Resize",
     "RotaryEmbedding",
     "Sigmoid",
     "Slice",
     "Softmax",
+    "Split",
     "Squeeze",
     "Sub",
     "Sum",
@@ -48,6 +52,7 @@ pub(super) const COMPUTED: [&str; 39] = [
     "Tanh",
     "Transpose",
     "Unsqueeze",
+    "Upsample",
 ];
 
 /// The operators that are understood over constants and shapes only.
@@ -68,6 +73,15 @@ pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
     match call.op {
         "Conv" => conv(c, call),
         "BatchNormalization" => batch_norm(c, call),
+        "InstanceNormalization" => {
+            call.attrs.ignore(&["consumed_inputs"]);
+            call.at_most(3)?;
+            let epsilon = call.attrs.float("epsilon")?.unwrap_or(1e-5);
+            call.weight(1)?;
+            call.weight(2)?;
+            let inputs = [call.input(0)?, call.input(1)?, call.input(2)?];
+            c.emit(call, Op::InstanceNormalization { epsilon }, &inputs)
+        }
         "Relu" => unary(c, call, Op::Relu),
         "Sigmoid" => unary(c, call, Op::Sigmoid),
         "Tanh" => unary(c, call, Op::Tanh),
@@ -75,6 +89,22 @@ pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
         "LeakyRelu" => {
             let alpha = call.attrs.float("alpha")?.unwrap_or(0.01);
             unary(c, call, Op::LeakyRelu { alpha })
+        }
+        "PRelu" => {
+            call.at_most(2)?;
+            let (x, slope) = (call.input(0)?, call.input(1)?.clone());
+            // Before operator set 7 one slope for each channel.
+            let rank = x.shape().len();
+            let slope = match slope.shape()[..] {
+                [Dim::Fixed(n)] if call.opset < 7 && n > 1 && rank > 2 => {
+                    let mut shape = vec![n];
+                    shape.resize(rank - 1, 1);
+                    let name = c.fresh(&format!("{}_slope", call.output));
+                    fold::reshape(&name, &slope, shape, &mut c.reader.budget)?
+                }
+                _ => slope,
+            };
+            c.emit(call, Op::PRelu, &[x, &slope])
         }
         "HardSigmoid" => {
             let alpha = call.attrs.float("alpha")?.unwrap_or(0.2);
@@ -98,6 +128,7 @@ pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
             unary(c, call, op)
         }
         "GlobalAveragePool" => unary(c, call, Op::GlobalAveragePool),
+        "Resize" | "Upsample" => super::resize::convert(c, call),
         "Gemm" => gemm(c, call),
         "MatMul" => matmul(c, call),
         "Pad" => pad(c, call),

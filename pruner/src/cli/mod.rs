@@ -1,11 +1,13 @@
 //! The command line: one module per verb. A verb returns what goes to stdout.
 
+mod channels;
 mod convert;
 mod cut;
 mod demo;
 mod eval;
 mod export;
 mod generate;
+mod groups;
 mod inspect;
 mod outcome;
 mod preprocessing;
@@ -56,6 +58,10 @@ enum Verb {
     Columns(prune::Columns),
     /// Removes the channels of factors that nothing goes through
     Cut(cut::Cut),
+    /// Lists channels, heads and neurons that can only be cut together
+    Groups(groups::ListGroups),
+    /// Cuts whole channels, heads and neurons by their magnitudes: smaller dense layers
+    Channels(channels::Channels),
     /// Trains on labelled images or sequences
     Train(train::Train),
     /// Measures accuracy on labelled images or sequences, or perplexity on a text
@@ -87,6 +93,8 @@ impl Cli {
             Verb::Lamp(v) => v.run(),
             Verb::Columns(v) => v.run(),
             Verb::Cut(v) => v.run(),
+            Verb::Groups(v) => v.run(),
+            Verb::Channels(v) => v.run(),
             Verb::Train(v) => v.run(),
             Verb::Eval(v) => v.run(),
             Verb::Generate(v) => v.run(),

@@ -478,7 +478,10 @@ fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -
         | Op::RotaryEmbedding { .. }
         | Op::PositionEmbedding
         | Op::Attention { .. }
-        | Op::MaskedMean => return Err(at(node, refuses(&node.op).unwrap_or_default())),
+        | Op::MaskedMean
+        | Op::PRelu
+        | Op::InstanceNormalization { .. }
+        | Op::Resize { .. } => return Err(at(node, refuses(&node.op).unwrap_or_default())),
         Op::FastGRNN => return Err(at(node, "its state is not carried from step to step")),
     })
 }

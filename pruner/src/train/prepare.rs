@@ -48,6 +48,8 @@ pub const fn refuses(op: &Op) -> Option<&'static str> {
         Op::Gemm { trans_a: true, .. } => {
             Some("a transposed left operand mixes the images of a batch")
         }
+        Op::PRelu => Some("its slopes have no gradient here"),
+        Op::Resize { .. } | Op::InstanceNormalization { .. } => Some("it has no gradient here"),
         Op::Gather { .. }
         | Op::RMSNormalization { .. }
         | Op::LayerNormalization { .. }

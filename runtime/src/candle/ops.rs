@@ -76,6 +76,38 @@ pub(super) fn batch_norm_by_batch(
     Ok((y, [flat(mean)?, flat(variance)?]))
 }
 
+/// Every plane of `x [N,C,...]` normalized by its own mean and variance, then scale and bias `[C]`.
+pub(super) fn instance_norm(
+    x: &Tensor,
+    scale: &Tensor,
+    bias: &Tensor,
+    epsilon: f32,
+) -> Result<Tensor> {
+    let (n, c) = (x.dim(0)?, x.dim(1)?);
+    let flat = x.reshape((n, c, ()))?;
+    let centred = flat.broadcast_sub(&flat.mean_keepdim(2)?)?;
+    let deviation = (centred.sqr()?.mean_keepdim(2)? + f64::from(epsilon))?.sqrt()?;
+    centred
+        .broadcast_div(&deviation)?
+        .broadcast_mul(&scale.reshape((1, c, 1))?)?
+        .broadcast_add(&bias.reshape((1, c, 1))?)?
+        .reshape(x.dims())
+}
+
+/// Elements of an axis between two others: their indices, and the weight of the second.
+pub(super) fn interpolate(x: &Tensor, dim: usize, taps: &[(usize, usize, f32)]) -> Result<Tensor> {
+    let first = gather(x, dim, taps.iter().map(|t| t.0))?;
+    if taps.iter().all(|t| t.2 == 0.0) {
+        return Ok(first);
+    }
+    let second = gather(x, dim, taps.iter().map(|t| t.1))?;
+    let mut dims = vec![1; x.rank()];
+    dims[dim] = taps.len();
+    let weights: Vec<f32> = taps.iter().map(|t| t.2).collect();
+    let weights = Tensor::from_vec(weights, dims, x.device())?;
+    (second - &first)?.broadcast_mul(&weights)? + first
+}
+
 pub(super) fn leaky_relu(x: &Tensor, alpha: f32) -> Result<Tensor> {
     x.gt(0f32)?.where_cond(x, &(x * f64::from(alpha))?)
 }

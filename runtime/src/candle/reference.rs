@@ -140,6 +140,7 @@ impl Reference {
         match op {
             Op::Conv { .. }
             | Op::BatchNormalization { .. }
+            | Op::InstanceNormalization { .. }
             | Op::Relu
             | Op::LeakyRelu { .. }
             | Op::Clip { .. }
@@ -150,12 +151,14 @@ impl Reference {
             | Op::MaxPool(_)
             | Op::AveragePool { .. }
             | Op::GlobalAveragePool
+            | Op::Resize { .. }
             | Op::Gemm { .. }
             | Op::MatMul { .. }
             | Op::Add
             | Op::Sub
             | Op::Mul
             | Op::Div
+            | Op::PRelu
             | Op::Concat { .. }
             | Op::Pad { .. }
             | Op::Slice { .. }
@@ -377,8 +380,14 @@ fn execute(op: &Op, inputs: &[Option<Tensor>], output: &[usize]) -> candle_core:
         Op::BatchNormalization { epsilon } => {
             ops::batch_norm(x, [need(1)?, need(2)?, need(3)?, need(4)?], *epsilon)
         }
+        Op::InstanceNormalization { epsilon } => {
+            ops::instance_norm(x, need(1)?, need(2)?, *epsilon)
+        }
         Op::Relu => x.relu(),
         Op::LeakyRelu { alpha } => ops::leaky_relu(x, *alpha),
+        Op::PRelu => x
+            .relu()?
+            .broadcast_sub(&x.neg()?.relu()?.broadcast_mul(need(1)?)?),
         Op::Clip { min, max } => ops::clip(x, *min, *max),
         Op::HardSigmoid { alpha, beta } => ops::hard_sigmoid(x, *alpha, *beta),
         Op::HardSwish => x * ops::hard_sigmoid(x, 1.0 / 6.0, 0.5)?,
@@ -389,6 +398,17 @@ fn execute(op: &Op, inputs: &[Option<Tensor>], output: &[usize]) -> candle_core:
             window,
             count_include_pad,
         } => window::average_pool(x, window, *count_include_pad, output),
+        Op::Resize {
+            resized,
+            interpolation,
+            coordinates,
+        } => {
+            let along = |i: usize, n: usize| {
+                crate::model::taps(*resized, *interpolation, *coordinates, i, n)
+            };
+            let rows = ops::interpolate(x, 2, &along(0, x.dim(2)?))?;
+            ops::interpolate(&rows, 3, &along(1, x.dim(3)?))
+        }
         Op::GlobalAveragePool => x.mean_keepdim((2, 3)),
         Op::Gemm {
             alpha,

@@ -1,6 +1,6 @@
 //! Operators, named after ONNX, with their attributes as typed fields.
 
-use super::float;
+use super::{Coordinates, Interpolation, Resized, float};
 use serde::{Deserialize, Serialize};
 
 /// How a windowed operator pads its two spatial axes.
@@ -71,6 +71,11 @@ pub enum Op {
         /// Added to the variance.
         epsilon: f32,
     },
+    /// `x [N,C,...], scale [C], bias [C]`: every plane normalized by its own mean and variance.
+    InstanceNormalization {
+        /// Added to the variance.
+        epsilon: f32,
+    },
     /// `max(x, 0)`.
     Relu,
     /// `x` where positive, else `alpha * x`.
@@ -78,6 +83,8 @@ pub enum Op {
         /// Slope below zero.
         alpha: f32,
     },
+    /// `x, slope`: `x` where positive, else `slope * x`; `slope` broadcasts to `x`.
+    PRelu,
     /// `x` limited to `[min, max]`.
     Clip {
         /// Lower limit, if any.
@@ -109,6 +116,15 @@ pub enum Op {
         window: Window,
         /// Whether padding counts as elements of the window.
         count_include_pad: bool,
+    },
+    /// `x [N,C,H,W]`: every plane in another size.
+    Resize {
+        /// The size.
+        resized: Resized,
+        /// How elements are made.
+        interpolation: Interpolation,
+        /// Where they lie in the input.
+        coordinates: Coordinates,
     },
     /// `x [N,C,H,W]`: mean of each plane, `[N,C,1,1]`.
     GlobalAveragePool,
@@ -283,8 +299,10 @@ impl Op {
         match self {
             Op::Conv { .. } => "Conv",
             Op::BatchNormalization { .. } => "BatchNormalization",
+            Op::InstanceNormalization { .. } => "InstanceNormalization",
             Op::Relu => "Relu",
             Op::LeakyRelu { .. } => "LeakyRelu",
+            Op::PRelu => "PRelu",
             Op::Clip { .. } => "Clip",
             Op::HardSigmoid { .. } => "HardSigmoid",
             Op::HardSwish => "HardSwish",
@@ -292,6 +310,7 @@ impl Op {
             Op::Tanh => "Tanh",
             Op::MaxPool(_) => "MaxPool",
             Op::AveragePool { .. } => "AveragePool",
+            Op::Resize { .. } => "Resize",
             Op::GlobalAveragePool => "GlobalAveragePool",
             Op::Gemm { .. } => "Gemm",
             Op::MatMul { .. } => "MatMul",
@@ -329,8 +348,9 @@ impl Op {
         match self {
             Op::Conv { .. } => (2, 3),
             Op::BatchNormalization { .. } => (5, 5),
+            Op::InstanceNormalization { .. } => (3, 3),
             Op::Gemm { .. } => (2, 3),
-            Op::MatMul { .. } | Op::Add | Op::Sub | Op::Mul | Op::Div => (2, 2),
+            Op::MatMul { .. } | Op::Add | Op::Sub | Op::Mul | Op::Div | Op::PRelu => (2, 2),
             Op::Concat { .. } => (1, usize::MAX),
             Op::Gather { .. }
             | Op::RMSNormalization { .. }

@@ -1,6 +1,6 @@
 //! Shape inference. Symbolic dimensions pass through; arithmetic on them asks for a binding.
 
-use super::{Dim, Graph, Op, Padding, Symbols, Weights, Window};
+use super::{Dim, Graph, Op, Padding, Resized, Symbols, Weights, Window};
 use crate::{Error, Result};
 use std::collections::HashMap;
 
@@ -145,9 +145,9 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
             *dilations,
             *groups,
         ),
-        Op::BatchNormalization { .. } => {
+        Op::BatchNormalization { .. } | Op::InstanceNormalization { .. } => {
             let channels = x.get(1).ok_or("the input has fewer than two axes")?;
-            for i in 1..5 {
+            for i in 1..inputs.len() {
                 if need(i)? != std::slice::from_ref(channels) {
                     return Err(format!(
                         "input {i} has shape {}, not [{channels}]",
@@ -158,6 +158,23 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
             Ok(x.to_vec())
         }
         Op::MaxPool(window) | Op::AveragePool { window, .. } => pool(x, window),
+        Op::Resize { resized, .. } => {
+            let [n, c, h, w] = four(x)?;
+            if let Resized::Scales(scales) = resized
+                && !scales.iter().all(|s| s.is_finite() && *s > 0.0 && *s < 1e6)
+            {
+                return Err(format!("scales {scales:?}"));
+            }
+            let grown = |i: usize, d: &Dim| -> Result<Dim, String> {
+                let input = size(d)?;
+                let (output, _) = resized.of(i, input);
+                match (input, output) {
+                    (0, 1..) => Err(format!("{output} elements out of none")),
+                    _ => to_dim(output as i128).ok_or(format!("a size of {output}")),
+                }
+            };
+            Ok(vec![n, c, grown(0, &h)?, grown(1, &w)?])
+        }
         Op::GlobalAveragePool => {
             let [n, c, _, _] = four(x)?;
             Ok(vec![n, c, Dim::Fixed(1), Dim::Fixed(1)])
@@ -173,6 +190,14 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
         ),
         Op::MatMul { trans_b } => matmul(x, need(1)?, *trans_b),
         Op::Add | Op::Sub | Op::Mul | Op::Div => broadcast(x, need(1)?),
+        Op::PRelu => match broadcast(x, need(1)?) {
+            Ok(shape) if shape == x => Ok(shape),
+            _ => Err(format!(
+                "slopes of shape {} do not broadcast to {}",
+                show(need(1)?),
+                show(x)
+            )),
+        },
         Op::Concat { axis } => {
             let axis = axis_index(*axis, x.len())?;
             let mut out = x.to_vec();

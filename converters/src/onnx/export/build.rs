@@ -200,6 +200,13 @@ impl Builder<'_> {
         self.constant(node, what, data_type::INT64, dims, raw)
     }
 
+    /// A new constant of floating-point numbers with one axis.
+    pub fn floats(&mut self, node: &Node, what: &str, values: &[f32]) -> String {
+        let raw: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let dims = vec![values.len() as i64];
+        self.constant(node, what, data_type::FLOAT, dims, raw)
+    }
+
     /// A new scalar.
     pub fn scalar(&mut self, node: &Node, what: &str, value: f32) -> String {
         let raw = value.to_le_bytes().to_vec();

@@ -3,7 +3,7 @@
 use super::super::proto::AttributeProto;
 use super::build::Builder;
 use super::encoder;
-use lacuna::model::{Dim, Node, Op, PadMode, Padding, Window};
+use lacuna::model::{Coordinates, Dim, Interpolation, Node, Op, PadMode, Padding, Resized, Window};
 
 /// The numbers of `AttributeProto.AttributeType`.
 const FLOAT: i32 = 1;
@@ -121,7 +121,9 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
             ints("dilations", *dilations),
             int("group", *groups as i64),
         ],
-        Op::BatchNormalization { epsilon } => vec![float("epsilon", *epsilon)],
+        Op::BatchNormalization { epsilon } | Op::InstanceNormalization { epsilon } => {
+            vec![float("epsilon", *epsilon)]
+        }
         Op::LeakyRelu { alpha } => vec![float("alpha", *alpha)],
         Op::HardSigmoid { alpha, beta } => vec![float("alpha", *alpha), float("beta", *beta)],
         Op::Clip { min, max } => {
@@ -144,6 +146,44 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
             }
             let mut list = window(w);
             list.push(int("count_include_pad", i64::from(*count_include_pad)));
+            list
+        }
+        Op::Resize {
+            resized,
+            interpolation,
+            coordinates,
+        } => {
+            inputs.push(String::new());
+            match resized {
+                Resized::Scales([h, w]) => {
+                    inputs.push(b.floats(node, "scales", &[1.0, 1.0, *h, *w]))
+                }
+                Resized::Sizes(sizes) => {
+                    inputs.push(String::new());
+                    inputs.push(b.ints(node, "sizes", &sizes.map(|n| n as i64)));
+                }
+            }
+            let (mode, nearest) = match interpolation {
+                Interpolation::NearestPreferFloor => ("nearest", "round_prefer_floor"),
+                Interpolation::NearestPreferCeil => ("nearest", "round_prefer_ceil"),
+                Interpolation::NearestFloor => ("nearest", "floor"),
+                Interpolation::NearestCeil => ("nearest", "ceil"),
+                Interpolation::Linear => ("linear", "round_prefer_floor"),
+            };
+            let coordinates = match coordinates {
+                Coordinates::HalfPixel => "half_pixel",
+                Coordinates::PytorchHalfPixel => "pytorch_half_pixel",
+                Coordinates::AlignCorners => "align_corners",
+                Coordinates::Asymmetric => "asymmetric",
+            };
+            let mut list = vec![
+                text("mode", mode),
+                text("nearest_mode", nearest),
+                text("coordinate_transformation_mode", coordinates),
+            ];
+            if let Resized::Sizes(_) = resized {
+                list.push(ints("axes", [2, 3]));
+            }
             list
         }
         Op::Gemm {
@@ -254,6 +294,7 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
         | Op::Sub
         | Op::Mul
         | Op::Div
+        | Op::PRelu
         | Op::Identity => vec![],
         Op::PositionEmbedding if !keeps_state(b) => {
             encoder::positions(b, node);

@@ -99,6 +99,10 @@ impl Elementwise {
                             Binary::Sub => S::sub(x, y),
                             Binary::Mul => S::mul(x, y),
                             Binary::Div => S::div(x, y),
+                            Binary::PRelu => {
+                                let zero = S::splat(0.0);
+                                S::add(S::max(zero, x), S::mul(S::min(zero, x), y))
+                            }
                         };
                         S::store_mask(io.out.add(i), S::min(high, S::max(low, v)), mask);
                         i += LANES;

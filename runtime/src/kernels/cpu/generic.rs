@@ -45,6 +45,8 @@ pub enum Binary {
     Sub,
     Mul,
     Div,
+    /// `a` where positive, else `a * b`.
+    PRelu,
 }
 
 /// A planned operator of this module.
@@ -66,6 +68,22 @@ pub enum Generic {
         plane: usize,
         scale: Vec<f32>,
         shift: Vec<f32>,
+    },
+    /// Every plane of `[batch, channels, plane]` to mean 0 and variance 1, then `x * scale + shift` by channel.
+    InstanceNorm {
+        batch: usize,
+        plane: usize,
+        scale: Vec<f32>,
+        shift: Vec<f32>,
+        epsilon: f32,
+    },
+    /// Planes of `input` rows and columns, each element of the output between two rows and two columns: their
+    /// indices, and the weight of the second.
+    Interpolate {
+        planes: usize,
+        input: [usize; 2],
+        rows: Vec<(usize, usize, f32)>,
+        columns: Vec<(usize, usize, f32)>,
     },
     /// Copies with an index table per axis. Output element `i` of an axis takes the input offset
     /// `tables[axis][i]`; `None` on any axis fills. Output strides place the copy in a larger tensor.
@@ -143,6 +161,46 @@ impl Generic {
                         let c = p % scale.len();
                         for i in p * plane..(p + 1) * plane {
                             *io.out.add(i) = *io.inputs[0].add(i) * scale[c] + shift[c];
+                        }
+                    }
+                }
+                Generic::InstanceNorm {
+                    batch,
+                    plane,
+                    scale,
+                    shift,
+                    epsilon,
+                } => {
+                    for p in io.member.share(batch * scale.len()) {
+                        let c = p % scale.len();
+                        let x = std::slice::from_raw_parts(io.inputs[0].add(p * plane), *plane);
+                        let count = (*plane).max(1) as f64;
+                        let mean = sum(x) / count;
+                        let square = |&x: &f32| (f64::from(x) - mean) * (f64::from(x) - mean);
+                        let variance = x.iter().map(square).sum::<f64>() / count;
+                        let factor = f64::from(scale[c]) / (variance + f64::from(*epsilon)).sqrt();
+                        for (i, &x) in x.iter().enumerate() {
+                            let y = (f64::from(x) - mean) * factor + f64::from(shift[c]);
+                            *io.out.add(p * plane + i) = y as f32;
+                        }
+                    }
+                }
+                Generic::Interpolate {
+                    planes,
+                    input: [height, width],
+                    rows,
+                    columns,
+                } => {
+                    for line in io.member.share(planes * rows.len()) {
+                        let (plane, row) = (line / rows.len(), line % rows.len());
+                        let (above, below, v) = rows[row];
+                        let x = io.inputs[0].add(plane * height * width);
+                        let (above, below) = (x.add(above * width), x.add(below * width));
+                        let out = io.out.add(line * columns.len());
+                        for (i, &(left, right, h)) in columns.iter().enumerate() {
+                            let a = *above.add(left) + h * (*above.add(right) - *above.add(left));
+                            let b = *below.add(left) + h * (*below.add(right) - *below.add(left));
+                            *out.add(i) = a + v * (b - a);
                         }
                     }
                 }
@@ -247,6 +305,13 @@ unsafe fn binary(
             Binary::Sub => a - b,
             Binary::Mul => a * b,
             Binary::Div => a / b,
+            Binary::PRelu => {
+                if a < 0.0 {
+                    a * b
+                } else {
+                    a
+                }
+            }
         };
         let y = if y < clamp.0 { clamp.0 } else { y };
         if y > clamp.1 { clamp.1 } else { y }

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::kernels::cpu::Kernel;
 use crate::kernels::cpu::elementwise::{Elementwise, Function};
 use crate::kernels::cpu::generic::{Binary, Generic, Part, Unary};
-use crate::model::{Op, PadMode, axis_index, axis_set, slice_range};
+use crate::model::{Op, PadMode, axis_index, axis_set, slice_range, taps};
 use crate::plan::rewrite::{UNCLAMPED, batch_norm_affine};
 use std::sync::Arc;
 
@@ -34,6 +34,26 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
                 shift,
             }
         }
+        Op::InstanceNormalization { epsilon } => Generic::InstanceNorm {
+            batch: x[0],
+            plane: x.get(2..).unwrap_or_default().iter().product(),
+            scale: context.constant(1)?,
+            shift: context.constant(2)?,
+            epsilon: *epsilon,
+        },
+        Op::Resize {
+            resized,
+            interpolation,
+            coordinates,
+        } => {
+            let along = |i: usize| taps(*resized, *interpolation, *coordinates, i, x[2 + i]);
+            Generic::Interpolate {
+                planes: x[0] * x[1],
+                input: [x[2], x[3]],
+                rows: along(0),
+                columns: along(1),
+            }
+        }
         Op::GlobalAveragePool => mean(&x, &[2, 3]),
         Op::ReduceMean { axes, .. } => {
             let axes = axis_set(axes, x.len()).map_err(|e| context.refuse(e))?;
@@ -58,13 +78,16 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
         Op::Sigmoid | Op::Tanh | Op::Swish { .. } | Op::Gelu { .. } => {
             return activation(context, lowered);
         }
-        Op::Add | Op::Sub | Op::Mul | Op::Div if x == out && context.input_shape(1)? == out => {
+        Op::Add | Op::Sub | Op::Mul | Op::Div | Op::PRelu
+            if x == out && context.input_shape(1)? == out =>
+        {
             return equal_shapes(context, lowered);
         }
         Op::Add => binary(context, Binary::Add)?,
         Op::Sub => binary(context, Binary::Sub)?,
         Op::Mul => binary(context, Binary::Mul)?,
         Op::Div => binary(context, Binary::Div)?,
+        Op::PRelu => binary(context, Binary::PRelu)?,
         Op::Transpose { perm } => {
             let strides = contiguous(&x);
             copy(
@@ -155,10 +178,10 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
             return Err(context.refuse("is lowered elsewhere"));
         }
     };
-    let count = if let Op::BatchNormalization { .. } = unit.node.op {
-        1
-    } else {
-        unit.inputs.len()
+    // Normalisations hold their vectors.
+    let count = match unit.node.op {
+        Op::BatchNormalization { .. } | Op::InstanceNormalization { .. } => 1,
+        _ => unit.inputs.len(),
     };
     let inputs = unit.inputs[..count]
         .iter()
@@ -205,6 +228,7 @@ fn equal_shapes(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
         Op::Add => Binary::Add,
         Op::Sub => Binary::Sub,
         Op::Mul => Binary::Mul,
+        Op::PRelu => Binary::PRelu,
         _ => Binary::Div,
     };
     let extent = context.extent(&unit.output, &context.output_shape()?, 1);
