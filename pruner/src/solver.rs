@@ -58,7 +58,7 @@ impl Solver for ColumnSolver {
 
     fn solve(&self, layer: &Layer<'_>, remove: usize) -> Result<Weight> {
         let solved = Weight::from_f32(layer.weight.shape(), &ColumnSolver::solved(layer, remove));
-        let refuse = |what: String| Error::Cut {
+        let refuse = |what: String| Error::Factor {
             weight: layer.name.to_owned(),
             what,
         };
