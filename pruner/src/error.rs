@@ -147,6 +147,9 @@ pub enum Error {
         /// The learning rate of the step.
         rate: f64,
     },
+    /// Calibration cannot start or go on.
+    #[error("calibration: {0}")]
+    Calibration(String),
     /// The model does not fit the evaluation.
     #[error("evaluation: {0}")]
     Evaluation(String),

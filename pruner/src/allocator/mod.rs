@@ -4,12 +4,15 @@ mod erk;
 mod floor;
 mod global;
 mod lamp;
+mod owl;
 mod uniform;
 
 pub use erk::{Erk, densities};
 pub use floor::{Refined, refine};
 pub use global::GlobalMagnitude;
 pub use lamp::Lamp;
+pub(crate) use owl::OUTLIER;
+pub use owl::Owl;
 pub use uniform::Uniform;
 
 use crate::{Error, Layer, Result};

@@ -1,5 +1,6 @@
 //! The command line: one module per verb. A verb returns what goes to stdout.
 
+mod calibration;
 mod convert;
 mod demo;
 mod eval;
@@ -19,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use lacuna::model::Dim;
 use lacuna::{DType, Model};
-use lacuna_prune::Origin;
+use lacuna_prune::{Origin, SolverName};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -52,6 +53,15 @@ enum Verb {
     Erk(prune::Erk),
     /// Prunes by magnitudes that are normalised by what is left of their layer (LAMP)
     Lamp(prune::Lamp),
+    /// Prunes a language model by magnitudes times norms of inputs (Wanda)
+    Wanda(prune::Calibrated),
+    /// Prunes a language model column by column, errors spread over the columns behind (SparseGPT)
+    #[command(name = "sparsegpt")]
+    SparseGpt(prune::Calibrated),
+    /// Prunes a language model by twenty iterations of ADMM in each layer (L-ADMM)
+    LAdmm(prune::Calibrated),
+    /// Prunes a language model by ADMM until the zeros settle, then least squares (ALPS)
+    Alps(prune::Calibrated),
     /// Trains on labelled images
     Train(train::Train),
     /// Measures accuracy on labelled images, or perplexity on a text
@@ -81,6 +91,10 @@ impl Cli {
             Verb::Run(v) => v.run(),
             Verb::Erk(v) => v.run(),
             Verb::Lamp(v) => v.run(),
+            Verb::Wanda(v) => v.run(SolverName::Wanda),
+            Verb::SparseGpt(v) => v.run(SolverName::SparseGpt),
+            Verb::LAdmm(v) => v.run(SolverName::LAdmm),
+            Verb::Alps(v) => v.run(SolverName::Alps),
             Verb::Train(v) => v.run(),
             Verb::Eval(v) => v.run(),
             Verb::Generate(v) => v.run(),

@@ -1,12 +1,13 @@
-//! `prune global-mp`, `magnitude`, `erk` and `lamp`: a recipe from flags or a file.
+//! The verbs that prune: a recipe from flags or a file.
 
+use super::calibration::CalibrationFlags;
 use super::outcome::Job;
-use super::train::FineTune;
+use super::train::{Effort, FineTune};
 use super::{Source, dtype};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lacuna::DType;
-use lacuna_prune::{AllocatorName, Floor, FloorMode, Recipe, Ties};
+use lacuna_prune::{AllocatorName, Floor, FloorMode, Pattern, Recipe, SolverName, Ties};
 use std::path::PathBuf;
 
 /// The magnitudes of all layers are ranked together; the smallest go.
@@ -16,11 +17,52 @@ pub struct GlobalMp {
     options: Options,
 }
 
-/// Every layer loses its own smallest magnitudes: the baseline.
+/// Every layer loses its own smallest magnitudes: the baseline. With a text, the error of each layer is measured, and
+/// a refiner may mend it.
 #[derive(Args)]
 pub struct Magnitude {
     #[command(flatten)]
     options: Options,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
+}
+
+/// A method that learns from a text what each layer sees, block by block.
+#[derive(Args)]
+pub struct Calibrated {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
+    /// The seed that draws the windows
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Calibration"
+    )]
+    seed: u64,
+}
+
+impl Calibrated {
+    pub fn run(&self, solver: SolverName) -> Result<String> {
+        let recipe = match self.common.recipe()? {
+            Some(recipe) if recipe.solver != solver => bail!(
+                "the recipe's solver is `{}`, this verb's is `{}`; use the other verb",
+                recipe.solver.get().name(),
+                solver.get().name()
+            ),
+            Some(recipe) => recipe,
+            None => {
+                let recipe = Recipe {
+                    solver,
+                    ..self.common.built(AllocatorName::Uniform)
+                };
+                self.calibration.complete(recipe, self.seed)?
+            }
+        };
+        self.common.carry_out(recipe, &Effort::default())
+    }
 }
 
 /// Densities by the shapes of the layers alone: in proportion to the sum of their axes over the product.
@@ -57,17 +99,41 @@ impl GlobalMp {
 
 impl Magnitude {
     pub fn run(&self) -> Result<String> {
-        self.options.run(AllocatorName::Uniform)
+        let options = &self.options;
+        let recipe = match options.common.recipe()? {
+            Some(recipe) => check(recipe, AllocatorName::Uniform)?,
+            None => {
+                let recipe = options.common.built(AllocatorName::Uniform);
+                let recipe = Recipe {
+                    train: options.fine_tune.settings()?,
+                    ..recipe
+                };
+                self.calibration
+                    .complete(recipe, options.fine_tune.seed())?
+            }
+        };
+        options.common.carry_out(recipe, options.fine_tune.effort())
     }
 }
 
 #[derive(Args)]
 struct Options {
     #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    fine_tune: FineTune,
+}
+
+#[derive(Args)]
+struct Common {
+    #[command(flatten)]
     source: Source,
     /// The share of the selected weights that is to be zero, such as 0.9
-    #[arg(long, value_name = "S", required_unless_present = "recipe")]
+    #[arg(long, value_name = "S", required_unless_present_any = ["recipe", "pattern"])]
     sparsity: Option<f64>,
+    /// Keep N of every M neighbours along the inputs, such as 2:4, in every layer; stands for the sparsity
+    #[arg(long, value_name = "N:M", conflicts_with = "sparsity")]
+    pattern: Option<Pattern>,
     /// The Lacuna file to write
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
@@ -100,7 +166,7 @@ struct Options {
     dtype: Option<DType>,
     /// Take everything above from a recipe
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "sparsity", "min_weights", "mt_percent", "mt_mode", "ties", "exact", "include", "exclude", "keep_dense",
+        "sparsity", "pattern", "min_weights", "mt_percent", "mt_mode", "ties", "exact", "include", "exclude", "keep_dense",
         "dtype",
     ])]
     recipe: Option<PathBuf>,
@@ -110,8 +176,6 @@ struct Options {
     /// Say what would happen and write no model
     #[arg(long, conflicts_with = "output")]
     dry_run: bool,
-    #[command(flatten)]
-    fine_tune: FineTune,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -135,32 +199,58 @@ enum TieRule {
 
 impl Options {
     fn run(&self, allocator: AllocatorName) -> Result<String> {
+        let recipe = match self.common.recipe()? {
+            Some(recipe) => check(recipe, allocator)?,
+            None => Recipe {
+                train: self.fine_tune.settings()?,
+                ..self.common.built(allocator)
+            },
+        };
+        self.common.carry_out(recipe, self.fine_tune.effort())
+    }
+}
+
+/// Refuses the recipe of another allocator.
+fn check(recipe: Recipe, allocator: AllocatorName) -> Result<Recipe> {
+    if recipe.allocator != allocator {
+        bail!(
+            "the recipe's allocator is `{}`, this verb's is `{}`; use the other verb",
+            recipe.allocator.get().name(),
+            allocator.get().name()
+        );
+    }
+    Ok(recipe)
+}
+
+impl Common {
+    fn carry_out(&self, recipe: Recipe, effort: &Effort) -> Result<String> {
         Job {
-            recipe: self.recipe(allocator)?,
+            recipe,
             source: &self.source,
             output: self.output.as_deref(),
             emit_recipe: self.emit_recipe.as_deref(),
-            effort: self.fine_tune.effort(),
+            effort,
             json: self.json,
         }
         .run()
     }
 
-    fn recipe(&self, allocator: AllocatorName) -> Result<Recipe> {
-        if let Some(path) = &self.recipe {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("{}: cannot read the recipe", path.display()))?;
-            let recipe = Recipe::from_toml(&text).with_context(|| path.display().to_string())?;
-            if recipe.allocator != allocator {
-                bail!(
-                    "{}: the recipe's allocator is `{}`, this verb's is `{}`; use the other verb",
-                    path.display(),
-                    recipe.allocator.get().name(),
-                    allocator.get().name()
-                );
-            }
-            return Ok(recipe);
+    /// The recipe of `--recipe`.
+    fn recipe(&self) -> Result<Option<Recipe>> {
+        let Some(path) = &self.recipe else {
+            return Ok(None);
+        };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: cannot read the recipe", path.display()))?;
+        let mut recipe = Recipe::from_toml(&text).with_context(|| path.display().to_string())?;
+        for text in recipe.calibration.iter_mut().flat_map(|c| &mut c.texts) {
+            *text = path.with_file_name(&*text);
         }
+        Ok(Some(recipe))
+    }
+
+    /// The recipe of the flags.
+    fn built(&self, allocator: AllocatorName) -> Recipe {
         let floor = Floor {
             mode: match self.mt_mode {
                 Mode::Refine => FloorMode::Refine,
@@ -170,7 +260,9 @@ impl Options {
             mt_percent: self.mt_percent,
         };
         let wanted = floor.min_weights.is_some() || floor.mt_percent.is_some();
-        Ok(Recipe {
+        let share = self.pattern.map(Pattern::sparsity).or(self.sparsity);
+        Recipe {
+            pattern: self.pattern,
             ties: match self.ties {
                 TieRule::Exact => Ties::Exact,
                 TieRule::Keep => Ties::Keep,
@@ -180,8 +272,7 @@ impl Options {
             keep_dense: self.keep_dense,
             dtype: self.dtype,
             floor: wanted.then_some(floor),
-            train: self.fine_tune.settings()?,
-            ..Recipe::new(allocator, self.sparsity.unwrap_or_default())
-        })
+            ..Recipe::new(allocator, share.unwrap_or_default())
+        }
     }
 }

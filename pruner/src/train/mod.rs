@@ -21,7 +21,6 @@ mod optimiser;
 mod parts;
 mod pointwise;
 mod prepare;
-mod random;
 mod run;
 mod settings;
 mod sum;
