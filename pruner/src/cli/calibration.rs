@@ -7,8 +7,7 @@ use lacuna::{Model, Tokenizer};
 use lacuna_prune::{AllocatorName, Calibration, Prefix, Progress, Recipe, RefinerName};
 use sha2::{Digest, Sha256};
 use std::io::IsTerminal;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What a method learns from, and what it does with it.
@@ -73,7 +72,7 @@ enum Refine {
 
 impl CalibrationFlags {
     /// `recipe` with what the flags say.
-    pub fn complete(&self, recipe: Recipe, seed: u64) -> Result<Recipe> {
+    pub fn complete(&self, recipe: Recipe, seed: u64) -> Recipe {
         let calibration = (!self.calibration_text.is_empty()).then(|| Calibration {
             texts: self.calibration_text.clone(),
             windows: self.windows,
@@ -87,7 +86,7 @@ impl CalibrationFlags {
             held_out: self.held_out,
             ..Calibration::default()
         });
-        Ok(Recipe {
+        Recipe {
             calibration,
             allocator: match self.allocator {
                 LayerShares::Uniform => AllocatorName::Uniform,
@@ -101,7 +100,7 @@ impl CalibrationFlags {
                 Refine::SparseSwapsRefit => RefinerName::SparseSwapsRefit,
             },
             ..recipe
-        })
+        }
     }
 }
 

@@ -58,7 +58,7 @@ impl Calibrated {
                     solver,
                     ..self.common.built(AllocatorName::Uniform)
                 };
-                self.calibration.complete(recipe, self.seed)?
+                self.calibration.complete(recipe, self.seed)
             }
         };
         self.common.carry_out(recipe, &Effort::default())
@@ -108,8 +108,7 @@ impl Magnitude {
                     train: options.fine_tune.settings()?,
                     ..recipe
                 };
-                self.calibration
-                    .complete(recipe, options.fine_tune.seed())?
+                self.calibration.complete(recipe, options.fine_tune.seed())
             }
         };
         options.common.carry_out(recipe, options.fine_tune.effort())
