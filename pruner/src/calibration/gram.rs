@@ -147,7 +147,7 @@ impl Gram {
             ));
         }
         let mut damped = moments.square();
-        for square in &mut damped {
+        if let Some(square) = &mut damped {
             for i in 0..square.rows {
                 square.data[i * square.cols + i] += damping * mean;
             }
