@@ -166,6 +166,9 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// Calibration cannot start or go on.
+    #[error("calibration: {0}")]
+    Calibration(String),
     /// The model does not fit the evaluation.
     #[error("evaluation: {0}")]
     Evaluation(String),

@@ -19,6 +19,8 @@ pub struct Layer<'m> {
     pub weight: &'m Weight,
     /// Elements that are zero already.
     pub zeros: usize,
+    /// The share of outliers in its block, where a run counted them: see [`Owl`](crate::allocator::Owl).
+    pub outliers: Option<f64>,
     /// How often its magnitudes occur.
     pub(crate) profile: Profile,
 }
@@ -104,6 +106,7 @@ pub(crate) fn select<'m>(
                 node,
                 weight,
                 zeros: profile.zeros,
+                outliers: None,
                 profile,
             })
         })

@@ -23,26 +23,32 @@
 #![forbid(unsafe_code)]
 
 pub mod allocator;
+mod calibrated;
+pub mod calibration;
 mod cut;
 pub mod data;
 mod error;
 pub mod eval;
 pub mod groups;
 mod layer;
+mod matrix;
 mod origin;
 pub mod page;
 pub mod perplexity;
 pub mod plan;
 mod prepared;
+mod random;
 mod recipe;
-mod refiner;
+pub mod refiner;
 pub mod report;
 mod select;
-mod solver;
+pub mod solver;
 pub mod train;
 mod write;
 
 pub use allocator::{Allocation, Allocator, Budget, FloorMode, Ties};
+pub use calibrated::{Calibrated, LayerError, Progress};
+pub use calibration::{Calibration, Prefix};
 pub use cut::{CutPair, cut};
 pub use error::{Error, Result};
 pub use layer::Layer;
@@ -51,5 +57,5 @@ pub use plan::{Plan, PlannedLayer};
 pub use prepared::Prepared;
 pub use recipe::{AllocatorName, Floor, Pruned, Recipe, RefinerName, SolverName};
 pub use refiner::Refiner;
-pub use solver::{ColumnSolver, MagnitudeSolver, Solver};
+pub use solver::{ColumnSolver, MagnitudeSolver, Pattern, Solver, Task};
 pub use write::save;

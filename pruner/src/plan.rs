@@ -1,6 +1,7 @@
 //! What a run will do, layer by layer, before anything is changed.
 
-use crate::{Allocator, Budget, FloorMode, Layer, Refiner, Result, Solver, Ties};
+use crate::solver::zeros_under;
+use crate::{Allocator, Budget, FloorMode, Layer, Pattern, Result, Solver, Task, Ties};
 use lacuna::{Model, Weight};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -24,6 +25,9 @@ pub struct Plan {
     pub floor: FloorMode,
     /// What happens to equal magnitudes.
     pub ties: Ties,
+    /// How the zeros lie, if it matters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<Pattern>,
     /// The one magnitude below which weights go, where the method has one.
     pub threshold: Option<f32>,
     /// The layers, in graph order.
@@ -72,8 +76,14 @@ impl Plan {
         allocator: &dyn Allocator,
         solver: &dyn Solver,
         budget: &Budget,
+        pattern: Option<Pattern>,
     ) -> Result<Plan> {
-        let allocation = allocator.allocate(layers, budget)?;
+        let mut allocation = allocator.allocate(layers, budget)?;
+        if let Some(pattern) = pattern {
+            for (remove, layer) in allocation.remove.iter_mut().zip(layers) {
+                *remove = pattern.remove(layer.name, layer.weight.matrix())?;
+            }
+        }
         let planned: Vec<PlannedLayer> = layers
             .iter()
             .zip(allocation.remove.iter().zip(&allocation.floored))
@@ -84,7 +94,10 @@ impl Plan {
                 shape: layer.weight.shape().to_vec(),
                 size: layer.numel(),
                 zeros_before: layer.zeros,
-                zeros_after: solver.zeros_after(layer, remove),
+                zeros_after: match pattern {
+                    Some(pattern) if layer.zeros > 0 => zeros_under(layer.weight, pattern),
+                    _ => solver.zeros_after(layer, remove),
+                },
                 remove,
                 floored,
             })
@@ -98,6 +111,7 @@ impl Plan {
             sigma: budget.sigma,
             floor: budget.floor,
             ties: budget.ties,
+            pattern,
             threshold: allocation.threshold,
             layers: planned,
         })
@@ -124,20 +138,24 @@ impl Plan {
         model: &Model,
         layers: &[Layer<'_>],
         solver: &dyn Solver,
-        refiner: Option<&dyn Refiner>,
     ) -> Result<Model> {
         let solved: Result<Vec<(&str, Weight)>> = layers
             .par_iter()
             .zip(&self.layers)
-            .map(|(layer, planned)| Ok((layer.name, solver.solve(layer, planned.remove)?)))
+            .map(|(layer, planned)| {
+                let task = Task {
+                    layer,
+                    remove: planned.remove,
+                    pattern: self.pattern,
+                    gram: None,
+                };
+                Ok((layer.name, solver.solve(&task)?))
+            })
             .collect();
         let mut pruned = model.clone();
         for (name, weight) in solved? {
             pruned.set_weight(name, weight)?;
         }
-        match refiner {
-            Some(refiner) => refiner.refine(model, pruned, self),
-            None => Ok(pruned),
-        }
+        Ok(pruned)
     }
 }

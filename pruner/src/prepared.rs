@@ -1,6 +1,6 @@
 //! A recipe whose plan for a model is made: carried out in memory, or straight into a file.
 
-use crate::{Layer, Plan, Pruned, Recipe, Result, Solver, write};
+use crate::{Layer, Pattern, Plan, Pruned, Recipe, Result, Solver, Task, write};
 use lacuna::Model;
 use lacuna::model::Weight;
 use lacuna::model::file::{self, Form, Maker};
@@ -24,26 +24,23 @@ impl Prepared<'_> {
     }
 
     /// Carries the plan out.
+    ///
+    /// # Errors
+    /// When a method is calibrated: see [`Recipe::calibrate`].
     pub fn run(self) -> Result<Pruned> {
-        let (solver, refiner) = (self.recipe.solver.get(), self.recipe.refiner.get());
-        let pruned = self.plan.apply(self.model, &self.layers, solver, refiner)?;
-        let mut model = match self.recipe.keep_dense {
-            true => pruned.decoded(),
-            false => pruned.encoded(),
-        };
-        model.metadata.recipe = Some(self.recipe.hash());
-        Ok(Pruned {
-            model,
-            plan: self.plan,
-        })
+        self.recipe.refuse_calibrated()?;
+        let solver = self.recipe.solver.get();
+        let pruned = self.plan.apply(self.model, &self.layers, solver)?;
+        Ok(self.recipe.finish(pruned, self.plan))
     }
 
     /// Carries the plan out into a file, byte for byte what [`Prepared::run`] and [`save`](crate::save) write,
-    /// with a few weights in memory at a time. A refiner needs all of them. Returns the model of the file.
+    /// with a few weights in memory at a time. Returns the model of the file.
+    ///
+    /// # Errors
+    /// As [`Prepared::run`].
     pub fn write(&self, path: &Path) -> Result<Model> {
-        if self.recipe.refiner.get().is_some() {
-            return crate::save(&self.clone().run()?, path);
-        }
+        self.recipe.refuse_calibrated()?;
         let mut model = self.model.clone();
         model.metadata.recipe = Some(self.recipe.hash());
         file::write_made(&model, &Making::new(self), path)?;
@@ -54,6 +51,7 @@ impl Prepared<'_> {
 /// Carries a plan out while its result is written: each layer is solved when its turn comes.
 struct Making<'a> {
     solver: &'a dyn Solver,
+    pattern: Option<Pattern>,
     weights: BTreeMap<&'a str, Turn<'a>>,
 }
 
@@ -114,6 +112,7 @@ impl<'a> Making<'a> {
         weights.extend(others);
         Making {
             solver: recipe.solver.get(),
+            pattern: recipe.pattern,
             weights,
         }
     }
@@ -128,7 +127,13 @@ impl Maker for Making<'_> {
         let one = self.weights.get(name).ok_or("it is not planned")?;
         let made = match one.layer {
             Some((layer, remove)) => {
-                let solved = self.solver.solve(layer, remove);
+                let task = Task {
+                    layer,
+                    remove,
+                    pattern: self.pattern,
+                    gram: None,
+                };
+                let solved = self.solver.solve(&task);
                 solved.map_err(|e| e.to_string())?
             }
             None => one.weight.decode(),

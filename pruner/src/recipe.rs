@@ -1,12 +1,17 @@
 //! A run as a small TOML file: replayable to the same bytes, and hashed into the output.
 
-use crate::allocator::{Columns, EVEN, Erk, GlobalMagnitude, Lamp, Uniform, first_factors, share};
+use crate::allocator::{
+    Columns, EVEN, Erk, GlobalMagnitude, Lamp, Owl, Uniform, first_factors, share,
+};
+use crate::calibration::Calibration;
 use crate::origin::Origin;
+use crate::refiner::{Refit, SparseSwaps, SwapsThenRefit};
+use crate::solver::{Alps, LAdmm, SparseGpt, Statistics, Wanda};
 use crate::train::TrainSettings;
 use crate::{
-    Allocator, Budget, ColumnSolver, Error, FloorMode, MagnitudeSolver, Plan, Result, Solver, Ties,
+    Allocator, Budget, ColumnSolver, Error, FloorMode, Layer, MagnitudeSolver, Pattern, Plan,
+    Prepared, Refiner, Result, Solver, Ties, layer,
 };
-use crate::{Layer, Prepared, Refiner, layer};
 use lacuna::{DType, Model};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -32,6 +37,9 @@ pub struct Recipe {
     /// What happens afterwards.
     #[serde(default)]
     pub refiner: RefinerName,
+    /// How the zeros lie, such as 2:4; the sparsity is that of the pattern and the allocator `uniform`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<Pattern>,
     /// What happens to equal magnitudes.
     #[serde(default)]
     pub ties: Ties,
@@ -58,6 +66,9 @@ pub struct Recipe {
     /// What is pruned, where the recipe says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Origin>,
+    /// What the solver, the refiner and the allocator learn of the layers' inputs, and from what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// How the model is trained while or after its weights go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train: Option<TrainSettings>,
@@ -92,6 +103,8 @@ pub enum AllocatorName {
     Lamp,
     /// The inner channels of factors of low rank.
     Columns,
+    /// Blocks with more outliers stay denser.
+    Owl,
 }
 
 impl AllocatorName {
@@ -103,6 +116,7 @@ impl AllocatorName {
             AllocatorName::Erk => &Erk,
             AllocatorName::Lamp => &Lamp,
             AllocatorName::Columns => &EVEN,
+            AllocatorName::Owl => &Owl,
         }
     }
 }
@@ -116,6 +130,15 @@ pub enum SolverName {
     Magnitude,
     /// The slices of the first axis with the smallest sums of magnitudes go.
     Columns,
+    /// The smallest magnitudes times norms of inputs go.
+    Wanda,
+    /// Columns from left to right, each error spread over those behind it.
+    #[serde(rename = "sparsegpt")]
+    SparseGpt,
+    /// Twenty iterations of ADMM.
+    LAdmm,
+    /// ADMM until the zeros settle, then least squares.
+    Alps,
 }
 
 impl SolverName {
@@ -124,6 +147,10 @@ impl SolverName {
         match self {
             SolverName::Magnitude => &MagnitudeSolver,
             SolverName::Columns => &ColumnSolver,
+            SolverName::Wanda => &Wanda,
+            SolverName::SparseGpt => &SparseGpt,
+            SolverName::LAdmm => &LAdmm,
+            SolverName::Alps => &Alps,
         }
     }
 }
@@ -135,6 +162,12 @@ pub enum RefinerName {
     /// Nothing happens.
     #[default]
     None,
+    /// Zeros and weights of a row change places.
+    SparseSwaps,
+    /// Least squares on the weights that are left.
+    Refit,
+    /// The one, then the other.
+    SparseSwapsRefit,
 }
 
 impl RefinerName {
@@ -142,6 +175,9 @@ impl RefinerName {
     pub fn get(self) -> Option<&'static dyn Refiner> {
         match self {
             RefinerName::None => None,
+            RefinerName::SparseSwaps => Some(&SparseSwaps),
+            RefinerName::Refit => Some(&Refit),
+            RefinerName::SparseSwapsRefit => Some(&SwapsThenRefit),
         }
     }
 }
@@ -164,6 +200,7 @@ impl Recipe {
             allocator,
             solver: SolverName::default(),
             refiner: RefinerName::default(),
+            pattern: None,
             ties: Ties::default(),
             include: Vec::new(),
             exclude: Vec::new(),
@@ -172,6 +209,7 @@ impl Recipe {
             floor: None,
             ranks: BTreeMap::new(),
             model: None,
+            calibration: None,
             train: None,
         }
     }
@@ -187,6 +225,7 @@ impl Recipe {
             )));
         }
         recipe.sigma(0)?;
+        recipe.check()?;
         Ok(recipe)
     }
 
@@ -202,6 +241,7 @@ impl Recipe {
         let model = self.model.as_ref().map(Origin::anywhere);
         let recipe = Recipe {
             model: model.filter(|m| *m != Origin::default()),
+            calibration: self.calibration.as_ref().map(Calibration::anywhere),
             train: self.train.as_ref().map(TrainSettings::anywhere),
             ..self.clone()
         };
@@ -238,24 +278,32 @@ impl Recipe {
         model: &'m Model,
         progress: f64,
     ) -> Result<Prepared<'m>> {
-        if !(0.0..1.0).contains(&self.sparsity) {
-            return Err(Error::Sparsity(self.sparsity));
-        }
+        self.check()?;
         let mut layers = layer::select(model, &self.include, &self.exclude)?;
+        if self.allocator == AllocatorName::Columns {
+            layers = first_factors(model, layers)?;
+        }
+        let plan = self.allot_at(&layers, progress)?;
+        Ok(Prepared {
+            recipe: self,
+            model,
+            layers,
+            plan,
+        })
+    }
+
+    /// The plan for these layers.
+    pub(crate) fn allot(&self, layers: &[Layer<'_>]) -> Result<Plan> {
+        self.allot_at(layers, 1.0)
+    }
+
+    fn allot_at(&self, layers: &[Layer<'_>], progress: f64) -> Result<Plan> {
         let columns = Columns {
             ranks: self.ranks.clone(),
             progress,
         };
         let allocator: &dyn Allocator = match self.allocator {
-            AllocatorName::Columns => {
-                layers = first_factors(model, layers)?;
-                &columns
-            }
-            _ if !self.ranks.is_empty() => {
-                return Err(Error::Recipe(
-                    "ranks are for the allocator `columns`".into(),
-                ));
-            }
+            AllocatorName::Columns => &columns,
             other => other.get(),
         };
         let sizes: Vec<usize> = layers.iter().map(Layer::numel).collect();
@@ -266,13 +314,65 @@ impl Recipe {
             self.floor.map(|f| f.mode).unwrap_or_default(),
             self.ties,
         )?;
-        let plan = Plan::new(&layers, allocator, self.solver.get(), &budget)?;
-        Ok(Prepared {
-            recipe: self,
-            model,
-            layers,
-            plan,
-        })
+        Plan::new(layers, allocator, self.solver.get(), &budget, self.pattern)
+    }
+
+    /// Refuses what does not go together.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.sparsity) {
+            return Err(Error::Sparsity(self.sparsity));
+        }
+        let refuse = |what: String| Err(Error::Recipe(what));
+        if !self.ranks.is_empty() && self.allocator != AllocatorName::Columns {
+            return refuse("ranks are for the allocator `columns`".into());
+        }
+        if let Some(pattern) = self.pattern {
+            if (self.sparsity - pattern.sparsity()).abs() > 1e-9 {
+                return refuse(format!(
+                    "pattern {pattern} has sparsity {}, not {}",
+                    pattern.sparsity(),
+                    self.sparsity
+                ));
+            }
+            if self.allocator != AllocatorName::Uniform || self.floor.is_some() {
+                return refuse(format!(
+                    "pattern {pattern} leaves every layer the same share: allocator `uniform` and no floor"
+                ));
+            }
+            if self.train.as_ref().is_some_and(|t| t.gradual.is_some()) {
+                return refuse(format!("pattern {pattern} goes at once, not gradually"));
+            }
+        }
+        match &self.calibration {
+            Some(_) if self.train.is_some() => {
+                refuse("[calibration] and [train] do not go together".into())
+            }
+            Some(calibration) => calibration.check(),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a method that needs a text, or a text that would be left aside.
+    pub(crate) fn refuse_calibrated(&self) -> Result<()> {
+        let (solver, refiner) = (self.solver.get(), self.refiner.get());
+        let name = match (refiner, solver.statistics()) {
+            (Some(refiner), _) => refiner.name(),
+            (None, Statistics::None) if self.calibration.is_none() => return Ok(()),
+            (None, _) => solver.name(),
+        };
+        Err(Error::Calibration(format!(
+            "`{name}` is to be calibrated: give a text (--calibration-text)"
+        )))
+    }
+
+    /// The result of a run.
+    pub(crate) fn finish(&self, pruned: Model, plan: Plan) -> Pruned {
+        let mut model = match self.keep_dense {
+            true => pruned.decoded(),
+            false => pruned.encoded(),
+        };
+        model.metadata.recipe = Some(self.hash());
+        Pruned { model, plan }
     }
 
     /// The floor in weights per layer, for `total` selected weights.

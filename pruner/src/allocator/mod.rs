@@ -5,6 +5,7 @@ mod erk;
 mod floor;
 mod global;
 mod lamp;
+mod owl;
 mod uniform;
 
 pub use columns::Columns;
@@ -12,6 +13,8 @@ pub use erk::{Erk, densities};
 pub use floor::{Refined, refine};
 pub use global::GlobalMagnitude;
 pub use lamp::Lamp;
+pub(crate) use owl::OUTLIER;
+pub use owl::Owl;
 pub use uniform::Uniform;
 
 pub(crate) use columns::{EVEN, Pair, first_factors, pairs};

@@ -1,5 +1,6 @@
 //! The command line: one module per verb. A verb returns what goes to stdout.
 
+mod calibration;
 mod channels;
 mod convert;
 mod cut;
@@ -21,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use lacuna::model::Dim;
 use lacuna::{DType, Model};
-use lacuna_prune::Origin;
+use lacuna_prune::{Origin, SolverName};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -62,6 +63,15 @@ enum Verb {
     Groups(groups::ListGroups),
     /// Cuts whole channels, heads and neurons by their magnitudes: smaller dense layers
     Channels(channels::Channels),
+    /// Prunes a language model by magnitudes times norms of inputs (Wanda)
+    Wanda(prune::Calibrated),
+    /// Prunes a language model column by column, errors spread over the columns behind (SparseGPT)
+    #[command(name = "sparsegpt")]
+    SparseGpt(prune::Calibrated),
+    /// Prunes a language model by twenty iterations of ADMM in each layer (L-ADMM)
+    LAdmm(prune::Calibrated),
+    /// Prunes a language model by ADMM until the zeros settle, then least squares (ALPS)
+    Alps(prune::Calibrated),
     /// Trains on labelled images or sequences
     Train(train::Train),
     /// Measures accuracy on labelled images or sequences, or perplexity on a text
@@ -95,6 +105,10 @@ impl Cli {
             Verb::Cut(v) => v.run(),
             Verb::Groups(v) => v.run(),
             Verb::Channels(v) => v.run(),
+            Verb::Wanda(v) => v.run(SolverName::Wanda),
+            Verb::SparseGpt(v) => v.run(SolverName::SparseGpt),
+            Verb::LAdmm(v) => v.run(SolverName::LAdmm),
+            Verb::Alps(v) => v.run(SolverName::Alps),
             Verb::Train(v) => v.run(),
             Verb::Eval(v) => v.run(),
             Verb::Generate(v) => v.run(),

@@ -1,13 +1,15 @@
 //! A recipe carried out, and what came of it: as text, as JSON, and in a sidecar beside the output.
 
+use super::calibration::{Show, tokens};
 use super::text::{self, Align, Table};
 use super::train::{Effort, checkpoint, fine_tune, line};
 use super::{Source, file_bytes, json, write_text};
 use anyhow::{Context, Result, bail};
+use lacuna::Model;
 use lacuna::model::Symbols;
 use lacuna_prune::report::{LayerReport, MAC_CONVENTION, ModelReport, Totals, forecast, report};
 use lacuna_prune::train::{EpochRow, forget};
-use lacuna_prune::{Origin, Plan, PlannedLayer, Recipe, save};
+use lacuna_prune::{LayerError, Origin, Plan, PlannedLayer, Pruned, Recipe, SolverName, save};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -42,6 +44,9 @@ struct Report {
     recipe_sha256: String,
     recipe: Recipe,
     plan: Plan,
+    /// What the run was calibrated on, and what its layers lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<CalibrationReport>,
     /// Figures of the training, by epoch.
     epochs: Vec<EpochRow>,
     floored: Vec<String>,
@@ -55,6 +60,18 @@ struct Report {
     /// Whether the output was reopened and its zeros equal the plan's.
     verified: bool,
     seconds: Seconds,
+}
+
+#[derive(Serialize)]
+struct CalibrationReport {
+    /// Tokens of the texts.
+    tokens: usize,
+    /// Bytes of the hidden states of all windows.
+    state_bytes: usize,
+    /// The mean over layers of the relative error of their outputs, on the windows and on those held out.
+    mean_error: Option<f64>,
+    mean_held_out_error: Option<f64>,
+    errors: Vec<LayerError>,
 }
 
 /// Wall time.
@@ -109,8 +126,24 @@ impl Job<'_> {
 
         let input = || self.source.name().display().to_string();
         let model = self.recipe.convert(&model).with_context(input)?;
-        let (plan, planned, before, after, epochs) = match &self.recipe.train {
-            None => {
+        let mut calibrated = None;
+        let (plan, planned, before, after, epochs) = match (&self.recipe.train, self.output) {
+            (None, Some(path)) if self.recipe.calibration.is_some() => {
+                let (result, report) = self.calibrate(&model).with_context(input)?;
+                self.recipe = result.1;
+                calibrated = Some(report);
+                let planned = started.elapsed();
+                let saved = save(&result.0, path)?;
+                let figures = |m| lacuna_prune::report::report(m, &Symbols::new());
+                (
+                    result.0.plan,
+                    planned,
+                    figures(&model)?,
+                    figures(&saved)?,
+                    Vec::new(),
+                )
+            }
+            (None, _) => {
                 let prepared = self.recipe.prepare(&model).with_context(input)?;
                 let planned = started.elapsed();
                 if let Some(path) = self.output {
@@ -120,8 +153,8 @@ impl Job<'_> {
                 let (before, after) = forecast(&model, &plan, self.recipe.keep_dense)?;
                 (plan, planned, before, after, Vec::new())
             }
-            Some(_) => {
-                let path = self.output.context(
+            (Some(_), output) => {
+                let path = output.context(
                     "a dry run trains nothing; leave the training out to see what is pruned first",
                 )?;
                 let (pruned, epochs) = fine_tune(&model, &self.recipe, path, self.effort)?;
@@ -148,7 +181,11 @@ impl Job<'_> {
             recipe_sha256: self.recipe.hash(),
             floored: names(plan.floored()),
             emptied: names(plan.emptied()),
-            note: (model.is_language_model() && plan.sparsity() > HOPELESS).then_some(NOTE),
+            note: (model.is_language_model()
+                && self.recipe.solver == SolverName::Magnitude
+                && plan.sparsity() > HOPELESS)
+                .then_some(NOTE),
+            calibration: calibrated,
             plan,
             epochs,
             recipe: self.recipe.clone(),
@@ -181,17 +218,43 @@ impl Job<'_> {
         }
     }
 
-    /// Writes the recipe, with the model's place from the recipe's folder where it lies below it.
+    /// Prunes on the texts of the recipe, which then names their tokens.
+    fn calibrate(&self, model: &Model) -> Result<((Pruned, Recipe), CalibrationReport)> {
+        let mut recipe = self.recipe.clone();
+        let settings = recipe.calibration.as_mut().context("no calibration")?;
+        let (tokens, digest) = tokens(settings, model)?;
+        settings.sha256 = digest;
+        let mut show = Show::new();
+        let done = recipe.calibrate(model, &tokens, &mut |at| show.tell(at))?;
+        let mean = |values: Vec<f64>| {
+            let n = values.len();
+            (n > 0).then(|| values.iter().sum::<f64>() / n as f64)
+        };
+        let report = CalibrationReport {
+            tokens: tokens.len(),
+            state_bytes: done.state_bytes,
+            mean_error: mean(done.errors.iter().map(|e| e.fitted).collect()),
+            mean_held_out_error: mean(done.errors.iter().filter_map(|e| e.held_out).collect()),
+            errors: done.errors,
+        };
+        Ok(((done.pruned, recipe), report))
+    }
+
+    /// Writes the recipe, with the places of files from the recipe's folder where they lie below it.
     fn emit(&self, digest: Option<String>, path: &Path) -> Result<()> {
         let mut recipe = self.recipe.clone();
         let mut origin = recipe.model.unwrap_or_default();
-        origin.file = self.source.model.as_deref().map(|file| {
+        let place = |file: &Path| {
             let whole = |p: &Path| std::fs::canonicalize(p).unwrap_or_else(|_| p.to_owned());
             let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
             let (file, folder) = (whole(file), whole(folder.unwrap_or(Path::new("."))));
             let below = file.strip_prefix(&folder).map(Path::to_owned);
             below.unwrap_or(file)
-        });
+        };
+        origin.file = self.source.model.as_deref().map(place);
+        for text in recipe.calibration.iter_mut().flat_map(|c| &mut c.texts) {
+            *text = place(text);
+        }
         origin.sha256 = digest;
         recipe.model = Some(origin);
         write_text(path, &recipe.to_toml())
@@ -215,9 +278,18 @@ pub fn sidecar(model: &Path) -> PathBuf {
 
 impl Report {
     fn text(&self, sidecar: Option<&Path>) -> String {
+        let mut method = self.plan.allocator.to_owned();
+        if self.recipe.solver != SolverName::default() {
+            method += &format!(", {}", self.recipe.solver.get().name());
+        }
+        if let Some(refiner) = self.recipe.refiner.get() {
+            method += &format!(", {}", refiner.name());
+        }
+        if let Some(pattern) = self.plan.pattern {
+            method += &format!(", {pattern}");
+        }
         let mut out = format!(
-            "{}, {}, recipe sha256 {}\n",
-            self.plan.allocator,
+            "{method}, {}, recipe sha256 {}\n",
             text::percent(self.plan.target),
             self.recipe_sha256
         );
@@ -245,6 +317,18 @@ impl Report {
         }
         if let Some(note) = &self.note {
             out += &format!("note: {note}\n");
+        }
+        if let Some(c) = &self.calibration
+            && let Some(error) = c.mean_error
+        {
+            out += &format!(
+                "error of the layers' outputs, mean: {}",
+                text::percent(error)
+            );
+            if let Some(error) = c.mean_held_out_error {
+                out += &format!(", {} on windows held out", text::percent(error));
+            }
+            out += "\n";
         }
         for row in &self.epochs {
             out += &line(row);

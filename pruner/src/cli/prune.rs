@@ -1,12 +1,13 @@
-//! `prune global-mp`, `magnitude`, `erk`, `lamp` and `columns`: a recipe from flags or a file.
+//! The verbs that prune: a recipe from flags or a file.
 
+use super::calibration::CalibrationFlags;
 use super::outcome::Job;
-use super::train::FineTune;
+use super::train::{Effort, FineTune};
 use super::{Source, dtype};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lacuna::DType;
-use lacuna_prune::{AllocatorName, Floor, FloorMode, Recipe, SolverName, Ties};
+use lacuna_prune::{AllocatorName, Floor, FloorMode, Pattern, Recipe, SolverName, Ties};
 use std::path::PathBuf;
 
 /// The magnitudes of all layers are ranked together; the smallest go.
@@ -16,11 +17,52 @@ pub struct GlobalMp {
     options: Options,
 }
 
-/// Every layer loses its own smallest magnitudes: the baseline.
+/// Every layer loses its own smallest magnitudes: the baseline. With a text, the error of each layer is measured, and
+/// a refiner may mend it.
 #[derive(Args)]
 pub struct Magnitude {
     #[command(flatten)]
     options: Options,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
+}
+
+/// A method that learns from a text what each layer sees, block by block.
+#[derive(Args)]
+pub struct Calibrated {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    calibration: CalibrationFlags,
+    /// The seed that draws the windows
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Calibration"
+    )]
+    seed: u64,
+}
+
+impl Calibrated {
+    pub fn run(&self, solver: SolverName) -> Result<String> {
+        let recipe = match self.common.recipe()? {
+            Some(recipe) if recipe.solver != solver => bail!(
+                "the recipe's solver is `{}`, this verb's is `{}`; use the other verb",
+                recipe.solver.get().name(),
+                solver.get().name()
+            ),
+            Some(recipe) => recipe,
+            None => {
+                let recipe = Recipe {
+                    solver,
+                    ..self.common.built(AllocatorName::Uniform, false)?
+                };
+                self.calibration.complete(recipe, self.seed)
+            }
+        };
+        self.common.carry_out(recipe, &Effort::default())
+    }
 }
 
 /// Densities by the shapes of the layers alone: in proportion to the sum of their axes over the product.
@@ -58,14 +100,17 @@ fn rank(text: &str) -> Result<(String, usize), String> {
 
 impl Columns {
     pub fn run(&self) -> Result<String> {
-        let mut recipe = self
-            .options
-            .recipe(AllocatorName::Columns, !self.rank.is_empty())?;
-        if self.options.recipe.is_none() {
-            recipe.solver = SolverName::Columns;
-            recipe.ranks = self.rank.iter().cloned().collect();
-        }
-        self.options.carry_out(recipe)
+        let Options { common, fine_tune } = &self.options;
+        let recipe = match common.recipe()? {
+            Some(recipe) => check(recipe, AllocatorName::Columns)?,
+            None => Recipe {
+                solver: SolverName::Columns,
+                ranks: self.rank.iter().cloned().collect(),
+                train: fine_tune.settings()?,
+                ..common.built(AllocatorName::Columns, !self.rank.is_empty())?
+            },
+        };
+        common.carry_out(recipe, fine_tune.effort())
     }
 }
 
@@ -89,17 +134,40 @@ impl GlobalMp {
 
 impl Magnitude {
     pub fn run(&self) -> Result<String> {
-        self.options.run(AllocatorName::Uniform)
+        let options = &self.options;
+        let recipe = match options.common.recipe()? {
+            Some(recipe) => check(recipe, AllocatorName::Uniform)?,
+            None => {
+                let recipe = options.common.built(AllocatorName::Uniform, false)?;
+                let recipe = Recipe {
+                    train: options.fine_tune.settings()?,
+                    ..recipe
+                };
+                self.calibration.complete(recipe, options.fine_tune.seed())
+            }
+        };
+        options.common.carry_out(recipe, options.fine_tune.effort())
     }
 }
 
 #[derive(Args)]
 struct Options {
     #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    fine_tune: FineTune,
+}
+
+#[derive(Args)]
+struct Common {
+    #[command(flatten)]
     source: Source,
     /// The share of the selected weights that is to be zero, such as 0.9
     #[arg(long, value_name = "S")]
     sparsity: Option<f64>,
+    /// Keep N of every M neighbours along the inputs, such as 2:4, in every layer; stands for the sparsity
+    #[arg(long, value_name = "N:M", conflicts_with = "sparsity")]
+    pattern: Option<Pattern>,
     /// The Lacuna file to write
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
@@ -132,7 +200,7 @@ struct Options {
     dtype: Option<DType>,
     /// Take everything above from a recipe
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "sparsity", "min_weights", "mt_percent", "mt_mode", "ties", "exact", "include", "exclude", "keep_dense",
+        "sparsity", "pattern", "min_weights", "mt_percent", "mt_mode", "ties", "exact", "include", "exclude", "keep_dense",
         "dtype",
     ])]
     recipe: Option<PathBuf>,
@@ -142,8 +210,6 @@ struct Options {
     /// Say what would happen and write no model
     #[arg(long, conflicts_with = "output")]
     dry_run: bool,
-    #[command(flatten)]
-    fine_tune: FineTune,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -167,38 +233,59 @@ enum TieRule {
 
 impl Options {
     fn run(&self, allocator: AllocatorName) -> Result<String> {
-        self.carry_out(self.recipe(allocator, false)?)
+        let recipe = match self.common.recipe()? {
+            Some(recipe) => check(recipe, allocator)?,
+            None => Recipe {
+                train: self.fine_tune.settings()?,
+                ..self.common.built(allocator, false)?
+            },
+        };
+        self.common.carry_out(recipe, self.fine_tune.effort())
     }
+}
 
-    fn carry_out(&self, recipe: Recipe) -> Result<String> {
+/// Refuses the recipe of another allocator.
+fn check(recipe: Recipe, allocator: AllocatorName) -> Result<Recipe> {
+    if recipe.allocator != allocator {
+        bail!(
+            "the recipe's allocator is `{}`, this verb's is `{}`; use the other verb",
+            recipe.allocator.get().name(),
+            allocator.get().name()
+        );
+    }
+    Ok(recipe)
+}
+
+impl Common {
+    fn carry_out(&self, recipe: Recipe, effort: &Effort) -> Result<String> {
         Job {
             recipe,
             source: &self.source,
             output: self.output.as_deref(),
             emit_recipe: self.emit_recipe.as_deref(),
-            effort: self.fine_tune.effort(),
+            effort,
             json: self.json,
         }
         .run()
     }
 
-    /// The recipe of the flags or of the file. `sizes` says whether something else than a sparsity says how much goes.
-    fn recipe(&self, allocator: AllocatorName, sizes: bool) -> Result<Recipe> {
-        if let Some(path) = &self.recipe {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("{}: cannot read the recipe", path.display()))?;
-            let recipe = Recipe::from_toml(&text).with_context(|| path.display().to_string())?;
-            if recipe.allocator != allocator {
-                bail!(
-                    "{}: the recipe's allocator is `{}`, this verb's is `{}`; use the other verb",
-                    path.display(),
-                    recipe.allocator.get().name(),
-                    allocator.get().name()
-                );
-            }
-            return Ok(recipe);
+    /// The recipe of `--recipe`.
+    fn recipe(&self) -> Result<Option<Recipe>> {
+        let Some(path) = &self.recipe else {
+            return Ok(None);
+        };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: cannot read the recipe", path.display()))?;
+        let mut recipe = Recipe::from_toml(&text).with_context(|| path.display().to_string())?;
+        for text in recipe.calibration.iter_mut().flat_map(|c| &mut c.texts) {
+            *text = path.with_file_name(&*text);
         }
-        let sparsity = match (self.sparsity, sizes) {
+        Ok(Some(recipe))
+    }
+
+    /// The recipe of the flags. `sizes` says whether something else than a share says how much goes.
+    fn built(&self, allocator: AllocatorName, sizes: bool) -> Result<Recipe> {
+        let share = match (self.pattern.map(Pattern::sparsity).or(self.sparsity), sizes) {
             (None, false) => bail!("--sparsity is missing: the share that is to be zero"),
             (given, _) => given.unwrap_or_default(),
         };
@@ -212,6 +299,7 @@ impl Options {
         };
         let wanted = floor.min_weights.is_some() || floor.mt_percent.is_some();
         Ok(Recipe {
+            pattern: self.pattern,
             ties: match self.ties {
                 TieRule::Exact => Ties::Exact,
                 TieRule::Keep => Ties::Keep,
@@ -221,8 +309,7 @@ impl Options {
             keep_dense: self.keep_dense,
             dtype: self.dtype,
             floor: wanted.then_some(floor),
-            train: self.fine_tune.settings()?,
-            ..Recipe::new(allocator, sparsity)
+            ..Recipe::new(allocator, share)
         })
     }
 }

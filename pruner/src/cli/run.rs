@@ -32,7 +32,10 @@ impl Run {
         let named = || self.recipe.display().to_string();
         let text = std::fs::read_to_string(&self.recipe)
             .with_context(|| format!("{}: cannot read the recipe", self.recipe.display()))?;
-        let recipe = Recipe::from_toml(&text).with_context(named)?;
+        let mut recipe = Recipe::from_toml(&text).with_context(named)?;
+        for text in recipe.calibration.iter_mut().flat_map(|c| &mut c.texts) {
+            *text = self.recipe.with_file_name(&*text);
+        }
         let origin = recipe.model.clone();
         let origin = origin
             .filter(|m| m.file.is_some() || m.arch.is_some())

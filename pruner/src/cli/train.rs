@@ -106,8 +106,8 @@ pub struct TrainOptions {
     effort: Effort,
 }
 
-/// What a training takes and leaves beside its result.
-#[derive(Args)]
+/// What a training takes and leaves, without a part in its result.
+#[derive(Args, Default)]
 #[command(next_help_heading = "Training")]
 pub struct Effort {
     /// Write figures by epoch as JSON lines
@@ -243,6 +243,11 @@ impl FineTune {
             end: self.gradual_end.unwrap_or(epochs * 3 / 4),
         });
         Ok(Some(settings))
+    }
+
+    /// The seed that was given.
+    pub fn seed(&self) -> u64 {
+        self.options.seed
     }
 
     /// How the training is carried out.

@@ -1,8 +1,8 @@
 //! Batches of images, decoded and augmented by worker threads ahead of their use; or of sequences.
 
-use super::random::Random;
 use super::settings::{Augment, Border, TrainSettings};
 use crate::data::{Dataset, Image, Preprocess, Samples, Sequences};
+use crate::random::Random;
 use crate::{Error, Result};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};

@@ -29,7 +29,6 @@ mod optimiser;
 mod parts;
 mod pointwise;
 mod prepare;
-mod random;
 mod recurrent;
 mod run;
 #[cfg(test)]

@@ -1,35 +1,8 @@
-//! Which weights of a layer go.
+//! Whole columns of factors of low rank.
 
-use crate::{Error, Layer, Result, select};
+use super::{Solver, Task};
+use crate::{Error, Layer, Result};
 use lacuna::Weight;
-
-/// Decides which weights a layer loses, and what happens to the others.
-pub trait Solver: Sync {
-    /// The name that recipes and reports use.
-    fn name(&self) -> &'static str;
-
-    /// The layer's weight, dense and of the same shape and dtype, with `remove` elements set to 0.
-    fn solve(&self, layer: &Layer<'_>, remove: usize) -> Result<Weight>;
-
-    /// The elements of that weight that will be 0.
-    fn zeros_after(&self, layer: &Layer<'_>, remove: usize) -> usize {
-        layer.zeros.max(remove)
-    }
-}
-
-/// The smallest magnitudes go, equal ones in flat order; the others stay as they are.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct MagnitudeSolver;
-
-impl Solver for MagnitudeSolver {
-    fn name(&self) -> &'static str {
-        "magnitude"
-    }
-
-    fn solve(&self, layer: &Layer<'_>, remove: usize) -> Result<Weight> {
-        Ok(select::zero_smallest(layer, remove))
-    }
-}
 
 /// Whole slices of the first axis go, those of the smallest sums of magnitudes, equal ones in order: as many as fit into
 /// the elements that are to go.
@@ -56,8 +29,10 @@ impl Solver for ColumnSolver {
         "columns"
     }
 
-    fn solve(&self, layer: &Layer<'_>, remove: usize) -> Result<Weight> {
-        let solved = Weight::from_f32(layer.weight.shape(), &ColumnSolver::solved(layer, remove));
+    fn solve(&self, task: &Task<'_>) -> Result<Weight> {
+        let layer = task.layer;
+        let solved = ColumnSolver::solved(layer, task.remove);
+        let solved = Weight::from_f32(layer.weight.shape(), &solved);
         let refuse = |what: String| Error::Factor {
             weight: layer.name.to_owned(),
             what,

@@ -1,7 +1,7 @@
 //! Random numbers that depend on a seed and a place alone, so that nothing has to be kept to go on after a kill.
 
 /// SplitMix64 over a hash of its place.
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""Prunes a small language model by every one-shot method and measures it: a row in llm.jsonl for each run.
+
+A run that has a row is skipped, so the same command goes on where it was stopped:
+
+    cargo build --release -p lacuna-prune
+    python3 tests/compare/texts.py austen FOLDER TEXTS; python3 tests/compare/texts.py wiki FOLDER TEXTS
+    python3 benches/quality/llm.py --model SmolLM2-135M-Instruct.Q4_1.gguf --texts TEXTS --work FOLDER
+
+Methods learn from austen-train.txt (five novels) and wiki-train.txt; perplexity is that of persuasion.txt and
+wiki-test.txt, which they never see, on the first 32 windows of 512 tokens of each. `--only GLOB` picks runs by name,
+`--wrap CMD` puts a command before each (nice, a lock), `--list` prints names, `--table` the rows as in README.md,
+`--order` the comparison of layer errors on windows held out.
+"""
+import argparse
+import fnmatch
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROWS = os.path.join(HERE, "llm.jsonl")
+TESTS = ["persuasion", "wiki-test"]
+METHODS = ["magnitude", "wanda", "sparsegpt", "l-admm", "alps"]
+
+
+def run(name, verb, *extra, windows=32, held_out=8):
+    return dict(name=name, verb=verb, extra=list(extra), windows=windows, held_out=held_out)
+
+
+def queue():
+    """Every run, the most telling first."""
+    half, two_four = ["--sparsity", "0.5"], ["--pattern", "2:4"]
+    runs = [run(f"{m}-50", m, *half) for m in ["magnitude", "wanda", "sparsegpt", "alps"]]
+    runs += [run(f"{m}-2:4", m, *two_four) for m in ["wanda", "sparsegpt", "alps", "magnitude"]]
+    runs += [run(f"{m}-50-swaps", m, *half, "--refine", "sparse-swaps") for m in ["wanda", "magnitude"]]
+    runs += [run("l-admm-50", "l-admm", *half), run("l-admm-2:4", "l-admm", *two_four)]
+    runs += [run(f"{m}-50-owl", m, *half, "--allocator", "owl") for m in ["wanda", "sparsegpt", "alps"]]
+    runs += [run("wanda-2:4-swaps", "wanda", *two_four, "--refine", "sparse-swaps")]
+    runs += [run("wanda-50-swaps-refit", "wanda", *half, "--refine", "sparse-swaps-refit")]
+    # The same inputs for all: what errors of layers are compared on.
+    runs += [run(f"{m}-50-dense-prefix", m, *half, "--prefix", "dense", windows=16) for m in METHODS]
+    runs += [
+        run(f"{m}-50-dense-prefix-swaps", m, *half, "--prefix", "dense", "--refine", "sparse-swaps", windows=16)
+        for m in ["magnitude", "wanda"]
+    ]
+    runs += [run(f"{m}-{s}", m, "--sparsity", f"0.{s}") for s in [60, 70] for m in ["wanda", "sparsegpt", "alps"]]
+    runs += [run("sparsegpt-50-128-windows", "sparsegpt", *half, windows=128)]
+    return runs
+
+
+def rows():
+    if not os.path.exists(ROWS):
+        return []
+    with open(ROWS) as file:
+        return [json.loads(line) for line in file]
+
+
+def command(words, wrap):
+    """Runs a command; its standard output, seconds and peak memory."""
+    start = time.monotonic()
+    child = subprocess.Popen(wrap + words, stdout=subprocess.PIPE, text=True)
+    out = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    if status != 0:
+        raise SystemExit(f"failed: {shlex.join(words)}")
+    return out, time.monotonic() - start, usage.ru_maxrss * 1024
+
+
+def measure(options, model):
+    """Perplexities of a model."""
+    found = {}
+    for text in TESTS:
+        path = os.path.join(options.texts, f"{text}.txt")
+        words = [options.prune, "eval", model, "--text", path, "--window", "512", "--windows", "32", "--json"]
+        out = json.loads(command(words, options.wrap)[0])
+        found[text] = {k: out[k] for k in ["perplexity", "nll", "nll_se", "predicted", "windows", "window", "isa"]}
+    return found
+
+
+def add(row):
+    with open(ROWS, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def work(options):
+    dense = os.path.join(options.work, f"dense-{options.dtype}.safetensors")
+    os.makedirs(options.work, exist_ok=True)
+    if not os.path.exists(dense):
+        command([options.prune, "convert", options.model, "--dtype", options.dtype, "-o", dense], options.wrap)
+    done = {row["name"] for row in rows()}
+    if "dense" not in done and fnmatch.fnmatch("dense", options.only):
+        add(dict(name="dense", dtype=options.dtype, bytes=os.path.getsize(dense), perplexity=measure(options, dense)))
+    for one in queue():
+        if one["name"] in done or not fnmatch.fnmatch(one["name"], options.only):
+            continue
+        print(one["name"], file=sys.stderr, flush=True)
+        path = os.path.join(options.work, one["name"].replace(":", "-") + ".safetensors")
+        words = [options.prune, one["verb"], dense, *one["extra"], "-o", path, "--json"]
+        for text in ["austen-train", "wiki-train"]:
+            words += ["--calibration-text", os.path.join(options.texts, f"{text}.txt")]
+        words += ["--windows", str(one["windows"]), "--window", "512", "--held-out", str(one["held_out"])]
+        out, seconds, peak = command(words, options.wrap)
+        out = json.loads(out)
+        calibration = out["calibration"]
+        plan = out["plan"]
+        add(
+            dict(
+                name=one["name"], dtype=options.dtype, arguments=one["extra"], windows=one["windows"], window=512,
+                held_out=one["held_out"], zeros=plan["zeros_after"], total=plan["total"],
+                bytes=out["after"]["file_bytes"], seconds=round(seconds, 1), peak_bytes=peak,
+                state_bytes=calibration["state_bytes"], mean_error=calibration["mean_error"],
+                mean_held_out_error=calibration["mean_held_out_error"], errors=calibration["errors"],
+                perplexity=measure(options, path),
+            )
+        )
+        if not options.keep:
+            os.remove(path)
+
+
+def table():
+    head = "| run | windows | held-out error, mean % | perplexity, Persuasion | Wikipedia | seconds | peak MB | file MB |"
+    print(head + "\n|" + "---|" * 8)
+    for row in rows():
+        error = row.get("mean_held_out_error")
+        ppl = [f"{row['perplexity'][t]['perplexity']:.2f}" for t in TESTS]
+        cells = [
+            row["name"], row.get("windows", "-"), "-" if error is None else f"{100 * error:.2f}", *ppl,
+            f"{row['seconds']:.0f}" if "seconds" in row else "-",
+            f"{row['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else "-", f"{row['bytes'] / 1e6:.0f}",
+        ]
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def order():
+    """In how many layers one run's error on held-out windows is at most another's."""
+    errors = {r["name"]: {e["weight"]: e["held_out"] for e in r["errors"]} for r in rows() if "errors" in r}
+    pairs = [("wanda", "magnitude"), ("sparsegpt", "wanda"), ("l-admm", "sparsegpt"), ("alps", "sparsegpt")]
+    pairs += [("magnitude-swaps", "magnitude"), ("wanda-swaps", "wanda")]
+    for low, high in pairs:
+        full = [n.split("-swaps")[0] + "-50-dense-prefix" + ("-swaps" if n.endswith("-swaps") else "") for n in (low, high)]
+        if all(n in errors for n in full):
+            a, b = (errors[n] for n in full)
+            worse = [w for w in a if a[w] > b[w]]
+            print(f"{low} <= {high}: {len(a) - len(worse)} of {len(a)} layers", *[f"(not {w})" for w in worse[:5]])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--texts")
+    parser.add_argument("--work")
+    parser.add_argument("--prune", default="target/release/prune")
+    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--only", default="*")
+    parser.add_argument("--wrap", type=shlex.split, default=[])
+    parser.add_argument("--keep", action="store_true", help="keep the pruned models")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--order", action="store_true")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(one["name"] for one in queue()))
+    elif options.table:
+        table()
+    elif options.order:
+        order()
+    elif options.model and options.texts and options.work:
+        work(options)
+    else:
+        parser.error("give --model, --texts and --work")
+
+
+main()

@@ -1,0 +1,205 @@
+//! The text that a method learns from: flags, tokens, progress.
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use lacuna::{Model, Tokenizer};
+use lacuna_prune::{AllocatorName, Calibration, Prefix, Progress, Recipe, RefinerName};
+use sha2::{Digest, Sha256};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What a method learns from, and what it does with it.
+#[derive(Args)]
+#[command(next_help_heading = "Calibration")]
+pub struct CalibrationFlags {
+    /// A UTF-8 text to learn from, or tokens (little-endian u32, *.tokens); may be repeated. Not one to measure on
+    #[arg(long, value_name = "FILE", conflicts_with = "recipe")]
+    calibration_text: Vec<PathBuf>,
+    /// Windows of the text, drawn without overlap
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    windows: usize,
+    /// Tokens of a window
+    #[arg(long, value_name = "T", default_value_t = 512)]
+    window: usize,
+    /// Further windows on which the error of each layer is measured
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    held_out: usize,
+    /// Added to the diagonal of the second moments, as a share of its mean
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    damping: f64,
+    /// Which model the inputs of a block come from
+    #[arg(long, value_enum, default_value_t = PrefixName::Pruned)]
+    prefix: PrefixName,
+    /// How sparse each layer gets
+    #[arg(long, value_enum, default_value_t = LayerShares::Uniform)]
+    allocator: LayerShares,
+    /// What happens to a layer afterwards
+    #[arg(long, value_enum, default_value_t = Refine::None)]
+    refine: Refine,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PrefixName {
+    /// The blocks before as they were
+    Dense,
+    /// The blocks before as they are now
+    Pruned,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum LayerShares {
+    /// All the same
+    Uniform,
+    /// Blocks with more outliers stay denser
+    Owl,
+    /// By shapes alone
+    Erk,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Refine {
+    /// Nothing
+    None,
+    /// Zeros and weights of a row change places while that lowers the error
+    SparseSwaps,
+    /// Least squares on the weights that are left
+    Refit,
+    /// The one, then the other
+    SparseSwapsRefit,
+}
+
+impl CalibrationFlags {
+    /// `recipe` with what the flags say.
+    pub fn complete(&self, recipe: Recipe, seed: u64) -> Recipe {
+        let calibration = (!self.calibration_text.is_empty()).then(|| Calibration {
+            texts: self.calibration_text.clone(),
+            windows: self.windows,
+            window: self.window,
+            seed,
+            damping: self.damping,
+            prefix: match self.prefix {
+                PrefixName::Dense => Prefix::Dense,
+                PrefixName::Pruned => Prefix::Pruned,
+            },
+            held_out: self.held_out,
+            ..Calibration::default()
+        });
+        Recipe {
+            calibration,
+            allocator: match self.allocator {
+                LayerShares::Uniform => AllocatorName::Uniform,
+                LayerShares::Owl => AllocatorName::Owl,
+                LayerShares::Erk => AllocatorName::Erk,
+            },
+            refiner: match self.refine {
+                Refine::None => RefinerName::None,
+                Refine::SparseSwaps => RefinerName::SparseSwaps,
+                Refine::Refit => RefinerName::Refit,
+                Refine::SparseSwapsRefit => RefinerName::SparseSwapsRefit,
+            },
+            ..recipe
+        }
+    }
+}
+
+/// The tokens of a calibration's texts, and their SHA-256.
+pub fn tokens(calibration: &Calibration, model: &Model) -> Result<(Vec<u32>, String)> {
+    let mut all = Vec::new();
+    let mut tokenizer = None;
+    for path in &calibration.texts {
+        let named = || format!("{}: cannot read the text", path.display());
+        if path.extension().is_some_and(|e| e == "tokens") {
+            all.extend(read_tokens(path)?);
+            continue;
+        }
+        let text = std::fs::read_to_string(path).with_context(named)?;
+        let tokenizer = match &mut tokenizer {
+            Some(tokenizer) => tokenizer,
+            None => tokenizer.insert(Tokenizer::new(model)?),
+        };
+        // With nothing before it: windows start anywhere in it.
+        all.extend(tokenizer.encode(&text, false)?);
+    }
+    let mut digest = Sha256::new();
+    for token in &all {
+        digest.update(token.to_le_bytes());
+    }
+    let digest: String = digest
+        .finalize()
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    if !calibration.sha256.is_empty() && calibration.sha256 != digest {
+        bail!(
+            "the SHA-256 of the calibration's tokens is {digest}, the recipe was made for {}",
+            calibration.sha256
+        );
+    }
+    Ok((all, digest))
+}
+
+fn read_tokens(path: &Path) -> Result<Vec<u32>> {
+    let bytes = std::fs::read(path)
+        .with_context(|| format!("{}: cannot read the tokens", path.display()))?;
+    let (tokens, rest) = bytes.as_chunks::<4>();
+    if !rest.is_empty() {
+        bail!(
+            "{}: {} bytes are no whole number of u32 tokens",
+            path.display(),
+            bytes.len()
+        );
+    }
+    Ok(tokens.iter().map(|t| u32::from_le_bytes(*t)).collect())
+}
+
+/// Shows blocks and the time left on stderr: a bar on a terminal, else a line now and then.
+pub struct Show {
+    bar: Option<ProgressBar>,
+    phase: (&'static str, Instant),
+    said: Option<Instant>,
+}
+
+impl Show {
+    pub fn new() -> Show {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}, {eta} left");
+            ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        Show {
+            bar,
+            phase: ("", Instant::now()),
+            said: None,
+        }
+    }
+
+    pub fn tell(&mut self, at: Progress) {
+        if self.phase.0 != at.phase {
+            self.phase = (at.phase, Instant::now());
+            self.bar.iter().for_each(ProgressBar::reset_eta);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_message(at.phase);
+            bar.set_length(at.all as u64);
+            bar.set_position(at.done as u64);
+            if at.done == at.all {
+                bar.finish_and_clear();
+            }
+        } else if self
+            .said
+            .is_none_or(|t| t.elapsed() > Duration::from_secs(10))
+        {
+            self.said = Some(Instant::now());
+            let spent = self.phase.1.elapsed().as_secs_f64();
+            let left = match at.done {
+                0 => String::new(),
+                done => format!(
+                    ", {:.0} s left",
+                    spent / done as f64 * (at.all - done) as f64
+                ),
+            };
+            eprintln!("{} {}/{}{left}", at.phase, at.done, at.all);
+        }
+    }
+}
