@@ -111,7 +111,8 @@ impl Moments {
 }
 
 /// Second moments `H = Σ x xᵀ + c I` with damping `c`, and their factors, which are made when first asked for.
-/// A feature that is always 0 has only the damping: its weights go first, and a refit leaves them alone.
+/// A feature that is always 0 has only the damping: Wanda and SparseGPT take its weights first, and a refit leaves them
+/// alone.
 #[derive(Debug)]
 pub struct Gram {
     /// `Σ x²` of each feature, without damping.

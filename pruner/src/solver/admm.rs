@@ -178,6 +178,8 @@ fn alps(scaled: &Scaled, gram: &Gram, task: &Task<'_>) -> Result<Vec<f64>, Strin
     const ITERATIONS: usize = 300;
     const LOOK: usize = 3;
     const ENOUGH: usize = 30;
+    /// A penalty that no longer moves anything.
+    const LEAST: f64 = 1e-8;
     let eigen = gram.eigen()?;
     let target = scaled.target(gram)?;
     let start: Vec<f32> = scaled.weight.data.iter().map(|&w| w as f32).collect();
@@ -234,6 +236,9 @@ fn alps(scaled: &Scaled, gram: &Gram, task: &Task<'_>) -> Result<Vec<f64>, Strin
         };
         grown |= factor > 1.0;
         penalty *= factor;
+        if penalty < LEAST {
+            break;
+        }
         quadratic = Quadratic::new(&eigen.vectors, &eigen.values, penalty);
     }
     Ok(z.into_iter().map(f64::from).collect())

@@ -26,7 +26,15 @@ impl Solver for SparseGpt {
     }
 
     fn solve(&self, task: &Task<'_>) -> Result<Weight> {
-        let upper = task.gram()?.inverse_factor().map_err(|e| task.refuse(e))?;
+        let gram = task.gram()?;
+        let upper = gram.inverse_factor().map_err(|e| task.refuse(e))?;
+        // What a weight's going costs; of an input that is always 0, nothing.
+        let costs: Vec<f64> = (gram.diagonal().iter().enumerate())
+            .map(|(j, &d)| match d > 0.0 {
+                true => upper.data[j * upper.cols + j].powi(-2),
+                false => 0.0,
+            })
+            .collect();
         let mut weight = Matrix::of(task.layer.weight);
         let (rows, cols) = (weight.rows, weight.cols);
         let block = task.pattern.map_or(BLOCK, |p| BLOCK / p.of * p.of);
@@ -38,7 +46,7 @@ impl Solver for SparseGpt {
                 None => {
                     // What is to be gone by this column, so that the total comes out exact.
                     let due = (task.remove as u128 * end as u128 / cols as u128) as usize;
-                    let scores = scores(&weight, upper, first..end);
+                    let scores = scores(&weight, &costs[first..end], first..end);
                     let keep = mask::lowest(&scores, due - gone);
                     gone = due;
                     keep
@@ -60,7 +68,7 @@ impl Solver for SparseGpt {
                             None => keep[(at + r) * width + j - first],
                             Some(p) => {
                                 if (j - first) % p.of == 0 {
-                                    let score = |k: usize| score(w[k], upper.data[k * cols + k]);
+                                    let score = |k: usize| w[k] * w[k] * costs[k];
                                     let scores: Vec<f64> = (j..j + p.of).map(score).collect();
                                     group = mask::by_groups(&scores, p);
                                 }
@@ -98,16 +106,11 @@ impl Solver for SparseGpt {
     }
 }
 
-fn score(w: f64, u: f64) -> f64 {
-    (w / u) * (w / u)
-}
-
-fn scores(weight: &Matrix, upper: &Matrix, columns: std::ops::Range<usize>) -> Vec<f64> {
+fn scores(weight: &Matrix, costs: &[f64], columns: std::ops::Range<usize>) -> Vec<f64> {
     let rows = weight.data.chunks_exact(weight.cols);
     rows.flat_map(|row| {
-        columns
-            .clone()
-            .map(|j| score(row[j], upper.data[j * weight.cols + j]))
+        let row = row[columns.clone()].iter().zip(costs);
+        row.map(|(w, cost)| w * w * cost)
     })
     .collect()
 }
