@@ -4,8 +4,10 @@
 mod common;
 
 use common::small_model;
-use lacuna::model::Symbols;
-use lacuna::{Session, SessionOptions, TensorView, TensorViewMut};
+use lacuna::model::{
+    Coordinates, Dim, Graph, Input, Interpolation, Node, Op, PadMode, Resized, Symbols, Weights,
+};
+use lacuna::{Model, Session, SessionOptions, TensorView, TensorViewMut};
 
 const SHAPE: [usize; 4] = [1, 2, 5, 5];
 
@@ -181,5 +183,41 @@ fn symbols_that_cannot_be_are_refused() {
             .unwrap_err()
             .to_string();
         assert!(said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn long_axes_are_refused_before_tables_are_made_for_them() {
+    let long = 1 << 38;
+    let resized = Op::Resize {
+        resized: Resized::Sizes([1, long]),
+        interpolation: Interpolation::Linear,
+        coordinates: Coordinates::HalfPixel,
+    };
+    let padded = Op::Pad {
+        pads: vec![0, 0, 0, 0, 0, 0, 0, long as i64 - 3],
+        mode: PadMode::Constant(0.0),
+    };
+    for op in [resized, padded] {
+        let name = op.name().to_lowercase();
+        let graph = Graph {
+            name: "long".into(),
+            inputs: vec![Input::f32("x", [1, 1, 1, 3].map(Dim::Fixed).to_vec())],
+            outputs: vec!["y".into()],
+            nodes: vec![Node {
+                name: name.clone(),
+                op,
+                inputs: vec!["x".into()],
+                output: "y".into(),
+            }],
+        };
+        let model = Model::new(graph, Weights::new()).unwrap();
+        let said = Session::new(&model, SessionOptions::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            said.contains(&name) && said.contains(&long.to_string()),
+            "{said}"
+        );
     }
 }

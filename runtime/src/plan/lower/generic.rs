@@ -9,11 +9,17 @@ use crate::model::{Op, PadMode, axis_index, axis_set, slice_range, taps};
 use crate::plan::rewrite::{UNCLAMPED, batch_norm_affine};
 use std::sync::Arc;
 
+/// The longest axis of operators that have a table of indices for each.
+const LONGEST: usize = 1 << 28;
+
 pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
     let unit = context.unit;
     let x = context.input_shape(0)?;
     let out = context.output_shape()?;
     let len: usize = out.iter().product();
+    if let Some(&n) = x.iter().chain(&out).find(|&&n| n > LONGEST) {
+        return Err(context.refuse(format!("an axis of {n} elements, the limit is {LONGEST}")));
+    }
     let unary = |function| Generic::Unary { function, len };
     let kernel = match &unit.node.op {
         Op::Relu => unary(Unary::Clamp(0.0, f32::INFINITY)),
