@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
-use training::{Place, well};
+use training::{Place, until_it_ends, well};
 
 /// The signals that end a process: by a test, and by the system for a file that grows beyond its limit.
 const KILL: i32 = 9;
@@ -44,34 +44,9 @@ fn a_run_that_is_killed_again_and_again_gives_the_same_bytes_on_any_number_of_th
     assert_eq!(rows.lines().count(), 12);
 
     let checkpoint = place.file("killed.safetensors.checkpoint");
-    let mut kills = 0;
-    for round in 1..=200u32 {
-        let mut child = place
-            .command("killed.safetensors", &["--threads", "2"])
-            .spawn()
-            .unwrap();
-        // A little longer every time, so that kills fall into steps and into writes.
-        let until = Instant::now() + whole * round / 40 + Duration::from_millis(u64::from(round));
-        let status = loop {
-            match child.try_wait().unwrap() {
-                Some(status) => break Some(status),
-                None if Instant::now() >= until => break None,
-                None => std::thread::sleep(Duration::from_millis(1)),
-            }
-        };
-        if let Some(status) = status {
-            assert!(
-                status.success(),
-                "{}",
-                String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr)
-            );
-            break;
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        kills += usize::from(checkpoint.exists());
-    }
-    assert!(kills > 0, "no kill came after a checkpoint");
+    until_it_ends(whole, &checkpoint, || {
+        place.command("killed.safetensors", &["--threads", "2"])
+    });
     assert_eq!(
         place.bytes("whole.safetensors"),
         place.bytes("killed.safetensors")

@@ -1,5 +1,7 @@
 //! FastGRNN on sequences from end to end: training, kills, threads, columns, cuts, streams, microcontrollers, bad data.
 
+mod training;
+
 use lacuna::{Model, Session, SessionOptions, Stream, TensorView};
 use lacuna_prune::data::Sequences;
 use lacuna_prune::eval::{EvalOptions, evaluate_sequences};
@@ -11,20 +13,12 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView as View;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
+use training::{numbers, until_it_ends};
 
 const TIME: usize = 21;
 const CHANNELS: usize = 3;
 const COUNT: usize = 120;
-
-fn numbers(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 16) as f32 / 32_768.0 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
 
 fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
@@ -299,29 +293,9 @@ fn a_killed_run_gives_the_same_bytes_on_any_number_of_threads_and_so_does_its_re
     );
 
     let checkpoint = place.file("killed.safetensors.checkpoint");
-    let mut kills = 0;
-    for round in 1..=200u32 {
-        let mut child = place
-            .command(&format!("{COLUMNS} -o killed.safetensors --threads 2"))
-            .spawn()
-            .unwrap();
-        let until = Instant::now() + whole * round / 40 + Duration::from_millis(u64::from(round));
-        let status = loop {
-            match child.try_wait().unwrap() {
-                Some(status) => break Some(status),
-                None if Instant::now() >= until => break None,
-                None => std::thread::sleep(Duration::from_millis(1)),
-            }
-        };
-        if let Some(status) = status {
-            assert!(status.success());
-            break;
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        kills += usize::from(checkpoint.exists());
-    }
-    assert!(kills > 0, "no kill came after a checkpoint");
+    until_it_ends(whole, &checkpoint, || {
+        place.command(&format!("{COLUMNS} -o killed.safetensors --threads 2"))
+    });
     assert_eq!(
         place.bytes("whole.safetensors"),
         place.bytes("killed.safetensors")

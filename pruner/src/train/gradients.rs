@@ -160,6 +160,19 @@ pub(super) fn close(what: &str, found: &[f32], expected: &[f32]) {
     }
 }
 
+/// A model in candle ops, and its weights as variables.
+pub(super) fn reference(model: &Model) -> (Reference, HashMap<String, Var>) {
+    let variable = |(name, weight): (&String, &Weight)| {
+        let values = weight.to_f32().unwrap();
+        let tensor = Tensor::from_vec(values, weight.shape(), &Device::Cpu).unwrap();
+        (name.clone(), Var::from_tensor(&tensor).unwrap())
+    };
+    let vars: HashMap<String, Var> = model.weights().iter().map(variable).collect();
+    let tensor = |(n, v): (&String, &Var)| (n.clone(), v.as_tensor().clone());
+    let tensors = vars.iter().map(tensor).collect();
+    (Reference::with_weights(model, tensors).unwrap(), vars)
+}
+
 /// Compares the gradient of every weight with candle's.
 fn against_candle(what: &str, net: Net) {
     let model = net.model();
@@ -172,16 +185,7 @@ fn against_candle(what: &str, net: Net) {
         .unwrap();
 
     let device = Device::Cpu;
-    let mut vars = HashMap::new();
-    for (name, weight) in model.weights() {
-        let t = Tensor::from_vec(weight.to_f32().unwrap(), weight.shape(), &device).unwrap();
-        vars.insert(name.clone(), Var::from_tensor(&t).unwrap());
-    }
-    let tensors = vars
-        .iter()
-        .map(|(n, v)| (n.clone(), v.as_tensor().clone()))
-        .collect();
-    let reference = Reference::with_weights(&model, tensors).unwrap();
+    let (reference, vars) = reference(&model);
     let x = Tensor::from_vec(x, [&[BATCH][..], &input].concat(), &device).unwrap();
     let logits = reference.run(&[x]).unwrap().remove(0);
     let log = candle_nn::ops::log_softmax(&logits, 1).unwrap();

@@ -1,12 +1,12 @@
 //! Gradients through time against candle's, over an unrolled graph, and against central differences in f64.
 
 use super::engine::Engine;
+use super::gradients::{close, numbers, reference};
 use super::loader::Batch;
 use super::loss::Loss;
 use super::network::Network;
 use super::tape::Tape;
-use candle_core::{Device, Tensor, Var};
-use lacuna::candle::Reference;
+use candle_core::{Device, Tensor};
 use lacuna::model::{Op, Weight};
 use lacuna::{Isa, Model};
 use std::collections::HashMap;
@@ -15,17 +15,6 @@ const TIME: usize = 7;
 const CHANNELS: usize = 5;
 const CLASSES: usize = 3;
 const SMOOTHING: f32 = 0.1;
-
-fn numbers(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
 
 /// A network of this architecture with weights large enough to leave the linear range.
 fn network(arch: &str) -> Model {
@@ -70,17 +59,6 @@ fn labels(batch: usize) -> Vec<usize> {
     (0..batch).map(|n| n * 2 % CLASSES).collect()
 }
 
-fn close(what: &str, found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len(), "{what}");
-    let scale = expected.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
-    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
-        assert!(
-            (a - b).abs() <= 2e-4 * scale,
-            "{what}[{i}]: {a} is not {b} (largest {scale})"
-        );
-    }
-}
-
 fn batch_of(x: &[f32], batch: usize) -> Batch {
     Batch {
         samples: x.to_vec(),
@@ -103,16 +81,7 @@ fn against_candle(what: &str, model: &Model, batch: usize) {
     let (network, loss) = step(model, &x, batch);
 
     let device = Device::Cpu;
-    let mut vars = HashMap::new();
-    for (name, weight) in model.weights() {
-        let t = Tensor::from_vec(weight.to_f32().unwrap(), weight.shape(), &device).unwrap();
-        vars.insert(name.clone(), Var::from_tensor(&t).unwrap());
-    }
-    let tensors = vars
-        .iter()
-        .map(|(n, v)| (n.clone(), v.as_tensor().clone()))
-        .collect();
-    let reference = Reference::with_weights(model, tensors).unwrap();
+    let (reference, vars) = reference(model);
     let all = Tensor::from_vec(x, (batch, TIME, CHANNELS), &device).unwrap();
     let width = model.weights()["rnn.bias_gate"].numel();
     let mut state = Tensor::zeros((batch, width), candle_core::DType::F32, &device).unwrap();

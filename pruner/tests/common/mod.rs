@@ -1,5 +1,7 @@
 //! Synthetic models for the tests.
 
+#![allow(dead_code)] // Each test binary uses its part.
+
 use lacuna::Model;
 use lacuna::model::{Dim, Graph, Input, Node, Op, Weight, Weights};
 
@@ -28,27 +30,23 @@ pub fn linears(weights: Vec<Weight>) -> Model {
 }
 
 /// Linear layers of one row each with these f32 values.
-#[allow(dead_code)] // Each test binary uses its part.
 pub fn rows(rows: &[Vec<f32>]) -> Model {
     let weight = |r: &Vec<f32>| Weight::from_f32(&[1, r.len()], r);
     linears(rows.iter().map(weight).collect())
 }
 
 /// The values of `w{i}` as f32.
-#[allow(dead_code)]
 pub fn values(model: &Model, i: usize) -> Vec<f32> {
     model.weights()[&format!("w{i}")].to_f32().unwrap()
 }
 
 /// Zeros of `w{i}`.
-#[allow(dead_code)]
 pub fn zeros(model: &Model, i: usize) -> usize {
     let weight = &model.weights()[&format!("w{i}")];
     weight.numel() - weight.count_nonzero()
 }
 
 /// Pseudo-random values in `(-scale, scale)`, the same every time.
-#[allow(dead_code)]
 pub fn spread(n: usize, scale: f32, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..n)
@@ -62,7 +60,6 @@ pub fn spread(n: usize, scale: f32, seed: u64) -> Vec<f32> {
 }
 
 /// A decoder of two blocks with grouped heads: width 24, four heads on two, 40 neurons, 50 tokens.
-#[allow(dead_code)]
 pub fn decoder() -> Model {
     const WIDTH: usize = 24;
     let mut graph = Graph {

@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 pub const SIDE: usize = 9;
 pub const IMAGES: usize = 96;
@@ -178,4 +179,30 @@ pub fn well(output: Output) {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// Starts a program again and again, kills it a little later every time, so that kills fall into steps and into writes, until
+/// it ends by itself. `whole` is how long it takes undisturbed. At least one kill finds a checkpoint.
+pub fn until_it_ends(whole: Duration, checkpoint: &Path, program: impl Fn() -> Command) {
+    let mut kills = 0;
+    for round in 1..=200u32 {
+        let mut child = program().spawn().unwrap();
+        let until = Instant::now() + whole * round / 40 + Duration::from_millis(u64::from(round));
+        let ended = loop {
+            match child.try_wait().unwrap() {
+                Some(_) => break true,
+                None if Instant::now() >= until => break false,
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        if ended {
+            well(child.wait_with_output().unwrap());
+            assert!(kills > 0, "no kill came after a checkpoint");
+            return;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += usize::from(checkpoint.exists());
+    }
+    panic!("it never ended by itself");
 }
