@@ -7,7 +7,8 @@ use candle_core::Tensor as Candle;
 use common::Dice;
 use lacuna::candle::Reference;
 use lacuna::model::{
-    Dim, Graph, Input, Node, Op, PadMode, Padding, Symbols, Weights, Window, infer_shapes,
+    Coordinates, Dim, Graph, Input, Interpolation, Node, Op, PadMode, Padding, Resized, Symbols,
+    Weights, Window, infer_shapes,
 };
 use lacuna::{Isa, Model, Session, SessionOptions, Tensor, Weight};
 use proptest::prelude::*;
@@ -147,6 +148,48 @@ impl Builder {
         ];
         let op = Op::BatchNormalization { epsilon: 1e-5 };
         self.push(op, &parameters.each_ref().map(String::as_str));
+    }
+
+    /// With an epsilon that keeps planes of equal numbers from being rounding alone.
+    fn instance_norm(&mut self) {
+        let c = self.sizes()[0];
+        let (scale, bias) = (self.vector(c, 0.5, 1.5), self.vector(c, -0.5, 0.5));
+        let op = Op::InstanceNormalization { epsilon: 0.1 };
+        self.push(op, &[&scale, &bias]);
+    }
+
+    /// A slope for each channel.
+    fn prelu(&mut self) {
+        let c = self.sizes()[0];
+        let values: Vec<f32> = (0..c).map(|_| self.dice.value()).collect();
+        let slopes = self.add(Weight::from_f32(&[c, 1, 1], &values));
+        self.push(Op::PRelu, &[&slopes]);
+    }
+
+    fn resize(&mut self) {
+        let sizes = [1 + self.dice.below(24), 1 + self.dice.below(24)];
+        let op = Op::Resize {
+            resized: self.dice.pick(&[
+                Resized::Sizes(sizes),
+                Resized::Scales([2.0, 1.5]),
+                Resized::Scales([0.75, 2.0]),
+            ]),
+            interpolation: self.dice.pick(&[
+                Interpolation::Linear,
+                Interpolation::Linear,
+                Interpolation::NearestPreferFloor,
+                Interpolation::NearestPreferCeil,
+                Interpolation::NearestFloor,
+                Interpolation::NearestCeil,
+            ]),
+            coordinates: self.dice.pick(&[
+                Coordinates::HalfPixel,
+                Coordinates::PytorchHalfPixel,
+                Coordinates::AlignCorners,
+                Coordinates::Asymmetric,
+            ]),
+        };
+        self.push(op, &[]);
     }
 
     fn activation(&mut self) {
@@ -297,7 +340,7 @@ impl Builder {
 
     fn model(mut self, layers: usize) -> Model {
         for _ in 0..layers {
-            match self.dice.below(8) {
+            match self.dice.below(11) {
                 0..3 => {
                     let channels = 1 + self.dice.below(14);
                     self.conv(channels);
@@ -310,6 +353,9 @@ impl Builder {
                 4 => self.pool(),
                 5 => self.gate(),
                 6 => self.shuffle(),
+                7 => self.instance_norm(),
+                8 => self.prelu(),
+                9 => self.resize(),
                 _ => self.activation(),
             }
         }
