@@ -10,6 +10,7 @@ mod graph;
 mod op;
 mod resize;
 mod scales;
+mod scan;
 mod shape;
 mod text;
 mod weight;

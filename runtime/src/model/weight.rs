@@ -2,9 +2,10 @@
 
 use super::Bytes;
 use super::scales::{self, Scales};
+use super::scan::scan;
 use crate::DType;
 use half::{bf16, f16};
-use rayon::prelude::*;
+use std::sync::OnceLock;
 
 /// A constant of the graph: its logical shape, its dtype, and its encoded values.
 #[derive(Clone, Debug)]
@@ -13,6 +14,8 @@ pub struct Weight {
     pub(super) dtype: DType,
     pub(super) encoding: Encoding,
     pub(super) scales: Option<Scales>,
+    /// Elements that are not zero, once they were counted.
+    pub(super) nonzeros: OnceLock<usize>,
 }
 
 /// How the values of a weight are stored.
@@ -150,6 +153,7 @@ impl Weight {
             dtype,
             encoding: Encoding::Dense(data),
             scales: None,
+            nonzeros: OnceLock::new(),
         })
     }
 
@@ -168,6 +172,7 @@ impl Weight {
             dtype: DType::F32,
             encoding: Encoding::Dense(Bytes::from_f32(values)),
             scales: None,
+            nonzeros: OnceLock::new(),
         }
     }
 
@@ -192,6 +197,7 @@ impl Weight {
             dtype,
             encoding: Encoding::Bitmask(bitmask),
             scales: None,
+            nonzeros: OnceLock::new(),
         })
     }
 
@@ -263,19 +269,18 @@ impl Weight {
         zeros * size > overhead + least
     }
 
-    /// Elements that are not zero.
+    /// Elements that are not zero: counted once, where opening the file has not done so.
     pub fn count_nonzero(&self) -> usize {
-        let data = match &self.encoding {
+        *self
+            .nonzeros
+            .get_or_init(|| scan(self.dtype, self.stored()).nonzeros)
+    }
+
+    /// The bytes of the stored values.
+    pub(super) fn stored(&self) -> &Bytes {
+        match &self.encoding {
             Encoding::Dense(data) => data,
             Encoding::Bitmask(b) => &b.values,
-        };
-        match self.dtype.size() {
-            2 => count(data, |e: [u8; 2]| !is_zero(self.dtype, &e)),
-            4 => count(data, |e: [u8; 4]| !is_zero(self.dtype, &e)),
-            size => data
-                .chunks_exact(size)
-                .filter(|e| !is_zero(self.dtype, e))
-                .count(),
         }
     }
 
@@ -344,6 +349,7 @@ impl Weight {
             dtype,
             encoding: Encoding::Dense(data.into()),
             scales: None,
+            nonzeros: OnceLock::new(),
         }
     }
 
@@ -380,6 +386,7 @@ impl Weight {
                 row_offsets: row_offsets.into(),
             }),
             scales: None,
+            nonzeros: OnceLock::new(),
         }
     }
 
@@ -430,6 +437,7 @@ impl Weight {
             dtype,
             encoding,
             scales: None,
+            nonzeros: OnceLock::new(),
         })
     }
 
@@ -457,13 +465,6 @@ pub(super) fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
         [] => Some((1, 1)),
         [rows, rest @ ..] => Some((*rows, numel(rest)?)),
     }
-}
-
-/// How many elements `counts`: blocks on every core, without a branch, so that they become SIMD code.
-fn count<const N: usize>(data: &[u8], counts: impl Fn([u8; N]) -> bool + Sync) -> usize {
-    let blocks = data.as_chunks::<N>().0.par_chunks(1 << 14);
-    let block = |block: &[[u8; N]]| block.iter().map(|&e| u32::from(counts(e))).sum::<u32>();
-    blocks.map(|b| block(b) as usize).sum()
 }
 
 #[inline(always)]

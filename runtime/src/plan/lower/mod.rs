@@ -20,7 +20,7 @@ use crate::kernels::cpu::{Extent, Kernel};
 use crate::model::{Op, Shapes, Weight};
 use crate::{Error, Model, Result};
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Where a step finds an input.
@@ -214,24 +214,12 @@ pub(super) fn lower(
     for (i, input) in model.graph().inputs.iter().enumerate() {
         lowered.places.insert(input.name.clone(), Place::Input(i));
     }
-    let read = units
-        .list
-        .iter()
-        .flat_map(|u| u.inputs.iter().chain(&u.residual))
-        .chain(&units.outputs);
-    let mut wanted: Vec<&String> = read.filter(|n| model.weights().contains_key(*n)).collect();
-    wanted.sort();
-    wanted.dedup();
-    // Weights that kernels pack are not needed as plain constants.
-    let packed: Vec<&String> = units
-        .list
-        .iter()
-        .flat_map(|u| weighted::packed_inputs(model, u))
+    let plain = units.list.iter().flat_map(|u| plain_inputs(model, u));
+    let constants = plain.chain(&units.outputs);
+    let wanted: BTreeSet<&String> = constants
+        .filter(|n| model.weights().contains_key(*n))
         .collect();
     for name in wanted {
-        if packed.contains(&name) && !plain_use(units, model, name) {
-            continue;
-        }
         if let Some(values) = model.weights()[name].to_f32() {
             lowered
                 .places
@@ -244,6 +232,7 @@ pub(super) fn lower(
     }
     let tokens = Tokens::find(model, shapes, options)?;
     let dense_bytes = |w: &Weight| w.numel() * w.element_dtype().size();
+    let is_small = model.weights().values().map(dense_bytes).sum::<usize>() <= SMALL;
     let context = |unit| Context {
         model,
         shapes,
@@ -251,7 +240,7 @@ pub(super) fn lower(
         unit,
         tokens: &tokens,
         pack_cache,
-        is_small: model.weights().values().map(dense_bytes).sum::<usize>() <= SMALL,
+        is_small,
     };
     // Packing is nearly all of the work, and layers do not wait for each other.
     let prepared: Vec<_> = threads(options.threads)?.install(|| {
@@ -276,14 +265,14 @@ fn threads(count: usize) -> Result<rayon::ThreadPool> {
         .map_err(|e| Error::Option(format!("cannot start {count} threads: {e}")))
 }
 
-/// Whether some unit reads the weight as a plain tensor, or the graph returns it.
-fn plain_use(units: &Units<'_>, model: &Model, name: &String) -> bool {
-    units.outputs.contains(name)
-        || units.list.iter().any(|u| {
-            let packed = weighted::packed_inputs(model, u);
-            let reads = u.inputs.iter().filter(|i| *i == name).count();
-            reads > packed.iter().filter(|p| **p == name).count()
-        })
+/// What a unit reads as plain tensors: not the weights that its kernel packs.
+fn plain_inputs<'u>(model: &Model, unit: &'u Unit<'_>) -> impl Iterator<Item = &'u String> {
+    let packed = weighted::packed_inputs(model, unit);
+    let plain = unit.inputs.iter().filter(move |name| {
+        let reads = unit.inputs.iter().filter(|i| i == name).count();
+        reads > packed.iter().filter(|p| *p == name).count()
+    });
+    plain.chain(&unit.residual)
 }
 
 fn lower_unit(
