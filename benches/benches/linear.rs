@@ -11,17 +11,28 @@ use lacuna_bench::shapes::LINEAR;
 use std::time::Duration;
 
 const DTYPES: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
-/// Shares of weights that are not zero.
-const DENSITIES: [f64; 3] = [1.0, 0.5, 0.3];
+/// Shares of weights that are not zero, by name; `2of4` keeps two of each four columns.
+const DENSITIES: [(&str, f64); 4] = [("d1", 1.0), ("d0.5", 0.5), ("d0.3", 0.3), ("2of4", 0.5)];
 /// Columns of activations: tokens.
 const COLUMNS: [usize; 5] = [1, 4, 8, 16, 128];
 /// Bytes of weights that no cache holds.
 const COLD: usize = 128 << 20;
 
-/// Normal values, each kept with probability `density`; encoded where some are not.
-fn weight(outer: usize, inner: usize, dtype: DType, density: f64) -> Weight {
+/// Normal values, each kept with probability `density`, or the larger two of each four; encoded where some are not.
+fn weight(outer: usize, inner: usize, dtype: DType, (name, density): (&str, f64)) -> Weight {
     let mut state = 1u64;
-    let values = normal(outer * inner, 1).into_iter().map(|v| {
+    let mut values = normal(outer * inner, 1);
+    if name == "2of4" {
+        for group in values.chunks_exact_mut(4) {
+            let mut order = [0, 1, 2, 3];
+            order.sort_by(|&a, &b| group[a].abs().total_cmp(&f32::abs(group[b])));
+            (group[order[0]], group[order[1]]) = (0.0, 0.0);
+        }
+        let weight = Weight::from_f32(&[outer, inner], &values);
+        let weight = weight.to_dtype(dtype).expect("normal values fit");
+        return weight.stored_best();
+    }
+    let values = values.into_iter().map(|v| {
         state = state
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
@@ -48,7 +59,7 @@ fn copy(weight: &Weight) -> Weight {
             let b = Bitmask {
                 values: bytes(&b.values),
                 mask: bytes(&b.mask),
-                row_offsets: bytes(&b.row_offsets),
+                row_offsets: b.row_offsets.as_ref().map(bytes),
                 ..*b
             };
             Weight::bitmask(shape, dtype, b)
@@ -134,7 +145,8 @@ fn all(c: &mut Criterion) {
                         for threads in [1, 2] {
                             let dtype = dtype.name().to_lowercase();
                             let name = format!(
-                                "{outer}x{inner}/{dtype}/d{density}/n{columns}/t{threads}/{place}"
+                                "{outer}x{inner}/{dtype}/{}/n{columns}/t{threads}/{place}",
+                                density.0
                             );
                             layer(c, &name, &model, threads, &x, [columns, inner]);
                         }

@@ -1,4 +1,4 @@
-//! safetensors state dicts, bitmask checkpoints of compressed-tensors included.
+//! safetensors state dicts, sparse checkpoints of compressed-tensors included.
 
 use crate::Result;
 use crate::source::Source;

@@ -105,8 +105,10 @@ impl Recipe {
             for (&(l, _), (weight, error)) in block.layers.iter().zip(solved) {
                 plan.layers[l].zeros_after = weight.numel() - weight.count_nonzero();
                 errors[l] = error;
-                let sparse = !self.keep_dense && weight.bitmask_pays(weight.count_nonzero());
-                let weight = if sparse { weight.encode() } else { weight };
+                let weight = match self.keep_dense {
+                    true => weight,
+                    false => weight.stored_best(),
+                };
                 pruned.set_weight(layers[l].name, weight)?;
                 layers[l].weight.release();
             }
@@ -121,7 +123,7 @@ impl Recipe {
         });
         plan.zeros_after = plan.layers.iter().map(|l| l.zeros_after).sum();
         Ok(Calibrated {
-            pruned: self.finish(pruned, plan),
+            pruned: self.finish(pruned, plan)?,
             errors: errors.into_iter().flatten().collect(),
             state_bytes,
         })

@@ -2,6 +2,7 @@
 
 use crate::solver::zeros_under;
 use crate::{Allocator, Budget, FloorMode, Layer, Pattern, Result, Solver, Task, Ties};
+use lacuna::model::Storage;
 use lacuna::{Model, Weight};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -55,6 +56,9 @@ pub struct PlannedLayer {
     pub remove: usize,
     /// Whether the floor kept weights that would have gone.
     pub floored: bool,
+    /// Whether the zeros will lie 2:4, by the pattern or as they lay before.
+    #[serde(skip)]
+    pub two_four: bool,
 }
 
 impl PlannedLayer {
@@ -70,6 +74,24 @@ impl PlannedLayer {
 }
 
 impl Plan {
+    /// The model with every weight of `Conv`, `Gemm` and `MatMul` in its best storage; one of the plan is 2:4 only
+    /// where that was foreseen.
+    pub(crate) fn encoded(&self, model: &Model) -> Result<Model> {
+        let mut encoded = model.encoded();
+        for layer in self.layers.iter().filter(|l| !l.two_four) {
+            let Some(weight) = encoded.weights().get(&layer.weight) else {
+                continue;
+            };
+            if weight.storage() == Storage::TwoFour {
+                let weight = weight.decode();
+                let other = weight.best_storage(weight.count_nonzero(), false);
+                let weight = weight.store_as(other).unwrap_or(weight);
+                encoded.set_weight(&layer.weight, weight)?;
+            }
+        }
+        Ok(encoded)
+    }
+
     /// Plans the allocation of `sparsity` over `layers`.
     pub(crate) fn new(
         layers: &[Layer<'_>],
@@ -100,6 +122,7 @@ impl Plan {
                 },
                 remove,
                 floored,
+                two_four: pattern.is_some_and(Pattern::is_two_four) || layer.weight.is_two_four(),
             })
             .collect();
         Ok(Plan {

@@ -2,8 +2,8 @@
 
 use crate::{Layer, Pattern, Plan, Pruned, Recipe, Result, Solver, Task, write};
 use lacuna::Model;
-use lacuna::model::Weight;
 use lacuna::model::file::{self, Form, Maker};
+use lacuna::model::{Storage, Weight};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,7 +31,7 @@ impl Prepared<'_> {
         self.recipe.refuse_calibrated()?;
         let solver = self.recipe.solver.get();
         let pruned = self.plan.apply(self.model, &self.layers, solver)?;
-        Ok(self.recipe.finish(pruned, self.plan))
+        self.recipe.finish(pruned, self.plan)
     }
 
     /// Carries the plan out into a file, byte for byte what [`Prepared::run`] and [`save`](crate::save) write,
@@ -72,15 +72,22 @@ impl<'a> Making<'a> {
         } = prepared;
         let keep_dense = recipe.keep_dense;
         let mut weights: BTreeMap<&str, Turn<'_>> = BTreeMap::new();
-        let form = |weight: &Weight, nonzeros| Form {
-            sparse: !keep_dense && weight.dtype().is_float() && weight.bitmask_pays(nonzeros),
+        let form = |weight: &Weight, nonzeros, two_four| Form {
+            storage: match keep_dense {
+                true => Storage::Dense,
+                false => weight.best_storage(nonzeros, two_four),
+            },
             nonzeros,
         };
         for (layer, planned) in layers.iter().zip(&plan.layers) {
             let one = Turn {
                 weight: layer.weight,
                 layer: Some((layer, planned.remove)),
-                form: form(layer.weight, planned.size - planned.zeros_after),
+                form: form(
+                    layer.weight,
+                    planned.size - planned.zeros_after,
+                    planned.two_four,
+                ),
             };
             weights.insert(layer.name, one);
         }
@@ -91,13 +98,13 @@ impl<'a> Making<'a> {
             .par_iter()
             .filter(|(name, _)| !weights.contains_key(name.as_str()))
             .filter_map(|(name, weight)| {
-                // As `Model::encoded` and `Model::decoded` have it.
+                // As `Recipe::finish` has it.
                 let form = match (keep_dense, product(name)) {
-                    (false, true) => form(weight, weight.count_nonzero()),
-                    (true, _) => form(weight, weight.numel()),
+                    (false, true) => form(weight, weight.count_nonzero(), weight.is_two_four()),
+                    (true, _) => form(weight, weight.numel(), false),
                     (false, false) => return None,
                 };
-                let same = !form.sparse && !weight.is_sparse();
+                let same = form.storage == Storage::Dense && !weight.is_sparse();
                 let layer = None;
                 (!same).then_some((
                     name.as_str(),
@@ -139,9 +146,9 @@ impl Maker for Making<'_> {
             None => one.weight.decode(),
         };
         one.weight.release();
-        Ok(match one.form.sparse {
-            true => made.encode(),
-            false => made,
-        })
+        match one.form.storage {
+            Storage::Dense => Ok(made),
+            storage => made.store_as(storage),
+        }
     }
 }

@@ -366,13 +366,13 @@ impl Recipe {
     }
 
     /// The result of a run.
-    pub(crate) fn finish(&self, pruned: Model, plan: Plan) -> Pruned {
+    pub(crate) fn finish(&self, pruned: Model, plan: Plan) -> Result<Pruned> {
         let mut model = match self.keep_dense {
             true => pruned.decoded(),
-            false => pruned.encoded(),
+            false => plan.encoded(&pruned)?,
         };
         model.metadata.recipe = Some(self.hash());
-        Pruned { model, plan }
+        Ok(Pruned { model, plan })
     }
 
     /// The floor in weights per layer, for `total` selected weights.

@@ -1,7 +1,7 @@
 //! What is in a model: sizes, zeros, multiply-accumulates and bytes, by layer and in all.
 
 use crate::{Plan, PlannedLayer, Result};
-use lacuna::model::{Dim, Node, Op, Shapes, Symbols, Weight, infer_shapes};
+use lacuna::model::{Dim, Node, Op, Shapes, Storage, Symbols, Weight, infer_shapes};
 use lacuna::{DType, Model};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -24,7 +24,7 @@ pub struct LayerReport {
     pub shape: Vec<usize>,
     /// Its dtype.
     pub dtype: &'static str,
-    /// "dense" or "bitmask".
+    /// "dense", "bitmask" or "2:4".
     pub encoding: &'static str,
     /// Its elements.
     pub size: usize,
@@ -103,28 +103,26 @@ impl Totals {
 #[derive(Clone, Copy, Debug)]
 struct Stored {
     nonzeros: usize,
-    sparse: bool,
+    storage: Storage,
     bytes: usize,
 }
 
 impl Stored {
-    fn becomes(weight: &Weight, nonzeros: usize, keep_dense: bool) -> Stored {
-        let size = weight.dtype().size();
-        let sparse = !keep_dense && weight.dtype().is_float() && weight.bitmask_pays(nonzeros);
-        let (rows, cols) = weight.matrix();
+    fn becomes(weight: &Weight, nonzeros: usize, two_four: bool, keep_dense: bool) -> Stored {
+        let storage = match keep_dense {
+            true => Storage::Dense,
+            false => weight.best_storage(nonzeros, two_four),
+        };
         Stored {
             nonzeros,
-            sparse,
-            bytes: match sparse {
-                true => nonzeros * size + rows * (cols.div_ceil(8) + 8),
-                false => weight.numel() * size,
-            },
+            storage,
+            bytes: weight.bytes_as(storage, nonzeros),
         }
     }
 }
 
 /// The weights of a model by name.
-type Storage<'m> = BTreeMap<&'m str, Stored>;
+type Stores<'m> = BTreeMap<&'m str, Stored>;
 
 /// The figures of a model. Symbolic dimensions that `symbols` does not name count as 1.
 pub fn report(model: &Model, symbols: &Symbols) -> Result<ModelReport> {
@@ -144,12 +142,19 @@ pub fn forecast(
     };
     let before = storage(model, &planned(|l| l.size - l.zeros_before));
     let left = planned(|l| l.size - l.zeros_after);
+    let layers = plan.layers.iter();
+    let two_four: BTreeMap<&str, bool> = layers.map(|l| (l.weight.as_str(), l.two_four)).collect();
     let mut after = before.clone();
     let products: BTreeSet<&str> = model.product_weights().iter().map(|p| p.0).collect();
     for (name, stored) in &mut after {
         if keep_dense || products.contains(name) {
+            let weight = &model.weights()[*name];
             let nonzeros = left.get(name).copied().unwrap_or(stored.nonzeros);
-            *stored = Stored::becomes(&model.weights()[*name], nonzeros, keep_dense);
+            let two_four = match two_four.get(name) {
+                Some(planned) => *planned,
+                None => weight.is_two_four(),
+            };
+            *stored = Stored::becomes(weight, nonzeros, two_four, keep_dense);
         }
     }
     let symbols = Symbols::new();
@@ -160,7 +165,7 @@ pub fn forecast(
 }
 
 /// How every weight is stored; the non-zeros of `known` ones are not counted again.
-fn storage<'m>(model: &'m Model, known: &BTreeMap<&str, usize>) -> Storage<'m> {
+fn storage<'m>(model: &'m Model, known: &BTreeMap<&str, usize>) -> Stores<'m> {
     let weights = model.weights().par_iter();
     weights
         .map(|(name, weight)| {
@@ -171,7 +176,7 @@ fn storage<'m>(model: &'m Model, known: &BTreeMap<&str, usize>) -> Storage<'m> {
             });
             let stored = Stored {
                 nonzeros,
-                sparse: weight.is_sparse(),
+                storage: weight.storage(),
                 bytes: weight.byte_len(),
             };
             (name.as_str(), stored)
@@ -179,7 +184,7 @@ fn storage<'m>(model: &'m Model, known: &BTreeMap<&str, usize>) -> Storage<'m> {
         .collect()
 }
 
-fn figures(model: &Model, symbols: &Symbols, stored: &Storage<'_>) -> Result<ModelReport> {
+fn figures(model: &Model, symbols: &Symbols, stored: &Stores<'_>) -> Result<ModelReport> {
     let symbols = bind(model, symbols);
     let shapes = infer_shapes(model.graph(), model.weights(), &symbols)?;
     let layers: Vec<LayerReport> = model
@@ -258,7 +263,7 @@ fn layer(model: &Model, shapes: &Shapes, name: &str, first: &Node, stored: Store
         op: first.op.name(),
         shape: weight.shape().to_vec(),
         dtype: DType::name(weight.dtype()),
-        encoding: if stored.sparse { "bitmask" } else { "dense" },
+        encoding: stored.storage.name(),
         size,
         nonzeros,
         dense_macs,

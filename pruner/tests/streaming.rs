@@ -5,7 +5,7 @@ mod common;
 use common::linears;
 use half::bf16;
 use lacuna::DType;
-use lacuna::model::{Symbols, Weight};
+use lacuna::model::{Storage, Symbols, Weight};
 use lacuna::{Model, model::file};
 use lacuna_prune::report::{forecast, report};
 use lacuna_prune::{AllocatorName, Recipe, save};
@@ -66,12 +66,59 @@ fn recipes() -> Vec<Recipe> {
     list
 }
 
+/// Patterns that lie 2:4 and one that does not, on weights with zeros that are there already, of which one lies
+/// 2:4.
+fn two_of_four() -> (Model, Vec<Recipe>) {
+    let mut zeros = noise(40 * 36, 3);
+    zeros[..80].fill(0.0);
+    let lies = zeros.iter().enumerate();
+    let lies: Vec<f32> = lies
+        .map(|(i, v)| if i % 4 < 2 { *v } else { 0.0 })
+        .collect();
+    let single = Weight::from_f32(&[16, 64], &noise(16 * 64, 1));
+    let model = linears(vec![
+        single,
+        brain([40, 36], &lies).encode(),
+        brain([40, 36], &zeros),
+        Weight::from_f32(&[40, 36], &lies).stored_best(),
+    ]);
+    let pattern = |text: &str| Recipe {
+        pattern: text.parse().ok(),
+        ..Recipe::new(AllocatorName::Uniform, 0.5)
+    };
+    let patterns = ["2:4", "1:2", "3:6"].map(pattern);
+    let left = Recipe {
+        exclude: vec!["w3".into()],
+        ..pattern("2:4")
+    };
+    let nothing = Recipe::new(AllocatorName::GlobalMagnitude, 0.0);
+    let all = patterns.into_iter().chain([left, nothing]).collect();
+    (model, all)
+}
+
+#[test]
+fn patterns_of_two_of_four_are_stored_so() {
+    let (model, recipes) = two_of_four();
+    let storage =
+        |recipe: &Recipe, name: &str| recipe.run(&model).unwrap().model.weights()[name].storage();
+    for recipe in &recipes[..2] {
+        assert_eq!(storage(recipe, "w0"), Storage::TwoFour);
+        assert_eq!(storage(recipe, "w1"), Storage::TwoFour);
+        assert_eq!(storage(recipe, "w2"), Storage::TwoFour);
+    }
+    assert_eq!(storage(&recipes[2], "w0"), Storage::Bitmask);
+    assert_eq!(storage(&recipes[4], "w0"), Storage::Dense);
+    assert_eq!(storage(&recipes[4], "w3"), Storage::TwoFour);
+}
+
 #[test]
 fn a_streamed_file_is_byte_for_byte_that_of_a_model_in_memory() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    for (m, model) in models().iter().enumerate() {
-        for recipe in recipes() {
+    let plain = models().into_iter().map(|m| (m, recipes()));
+    let all: Vec<_> = plain.chain([two_of_four()]).collect();
+    for (m, (model, recipes)) in all.iter().enumerate() {
+        for recipe in recipes {
             let pruned = recipe.run(model).unwrap();
             save(&pruned, &path("whole")).unwrap();
             let prepared = recipe.prepare(model).unwrap();
@@ -94,8 +141,9 @@ fn a_streamed_file_is_byte_for_byte_that_of_a_model_in_memory() {
 
 #[test]
 fn the_forecast_is_what_comes() {
-    for model in models() {
-        for recipe in recipes() {
+    let plain = models().into_iter().map(|m| (m, recipes()));
+    for (model, recipes) in plain.chain([two_of_four()]) {
+        for recipe in recipes {
             let pruned = recipe.run(&model).unwrap();
             let (before, after) = forecast(&model, &pruned.plan, recipe.keep_dense).unwrap();
             let symbols = Symbols::new();
@@ -113,7 +161,7 @@ struct Liar(Weight);
 impl file::Maker for Liar {
     fn form(&self, name: &str) -> Option<file::Form> {
         (name == "w0").then_some(file::Form {
-            sparse: true,
+            storage: Storage::Bitmask,
             nonzeros: 7,
         })
     }

@@ -1,7 +1,7 @@
 //! Forms that are asked for or measured, and weights that are kept packed: the answers stay the same, and
 //! what cannot be done is said.
 
-use lacuna::model::{Dim, Graph, Input, Node, Op, Padding};
+use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Storage};
 use lacuna::plan::{Chosen, Form, Forms, Tuned, Variant};
 use lacuna::{Model, Session, SessionOptions, TensorView, Weight};
 use std::collections::BTreeMap;
@@ -81,6 +81,26 @@ fn scaled() -> Model {
     Model::new(plain.graph().clone(), weights).unwrap()
 }
 
+/// The same with weights of two of each four columns.
+fn two_of_four() -> Model {
+    let plain = model();
+    let mut weights = plain.weights().clone();
+    for (name, shape) in [
+        ("conv.weight", &[140, 4, 3, 3][..]),
+        ("head.weight", &[33, 140]),
+    ] {
+        let value = |i: usize| match (i + i / 4) % 4 < 2 {
+            true => ((i * 7919 % 2003) as f32 - 1001.0) / 1001.0,
+            false => 0.0,
+        };
+        let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+        let stored = Weight::from_f32(shape, &values).stored_best();
+        assert_eq!(stored.storage(), Storage::TwoFour);
+        weights.insert(name.into(), stored);
+    }
+    Model::new(plain.graph().clone(), weights).unwrap()
+}
+
 fn run(session: &mut Session) -> Vec<f32> {
     let x = values(8 * 169, 1);
     session
@@ -99,7 +119,7 @@ fn close(a: &[f32], b: &[f32]) -> bool {
 
 #[test]
 fn every_listed_form_can_be_asked_for_and_answers_the_same() {
-    for model in [model(), scaled()] {
+    for model in [model(), scaled(), two_of_four()] {
         let dense = Model::new(
             model.graph().clone(),
             model

@@ -4,15 +4,19 @@
 mod common;
 
 use common::Random;
-use lacuna::model::{Bitmask, Bytes, Dim, Encoding, Graph, Input, Node, Op, Scales, Weights};
+use lacuna::model::{
+    Bitmask, Bytes, Dim, Encoding, Graph, Input, Node, Op, Scales, Storage, Weights,
+};
 use lacuna::plan::{Form, Forms, Variant};
 use lacuna::{DType, Isa, Model, Residency, Session, SessionOptions, TensorView, Weight};
 use proptest::prelude::*;
 
+const STORAGES: [Storage; 3] = [Storage::Dense, Storage::Bitmask, Storage::TwoFour];
+
 #[derive(Clone, Debug)]
 struct Case {
     dtype: DType,
-    encoded: bool,
+    storage: Storage,
     columns: usize,
     inner: usize,
     outer: usize,
@@ -38,7 +42,12 @@ fn weight(case: &Case, random: &mut Random) -> (Weight, Vec<f32>) {
     for i in 0..outer * inner {
         let keep = random.next() < 2.0 * case.density - 1.0;
         let empty = case.density < 1.0 && i / inner % 5 == 4;
-        let v = if keep && !empty { random.next() } else { 0.0 };
+        let left = case.storage != Storage::TwoFour || two_of_four(i);
+        let v = if keep && !empty && left {
+            random.next()
+        } else {
+            0.0
+        };
         match case.dtype {
             DType::F16 => bytes.extend(half::f16::from_f32(v).to_le_bytes()),
             DType::BF16 => bytes.extend(half::bf16::from_f32(v).to_le_bytes()),
@@ -64,12 +73,19 @@ fn weight(case: &Case, random: &mut Random) -> (Weight, Vec<f32>) {
     }
     let dense = Weight::dense(vec![outer, inner], case.dtype, odd(&bytes)).unwrap();
     let values = dense.to_f32().unwrap();
-    if !case.encoded {
+    if case.storage == Storage::Dense {
         return (dense, values);
     }
-    let bitmask = unaligned(&dense.encode());
+    let bitmask = unaligned(&dense.store_as(case.storage).unwrap());
     let weight = Weight::bitmask(vec![outer, inner], case.dtype, bitmask).unwrap();
     (weight, values)
+}
+
+/// Two of each four, in all six ways.
+fn two_of_four(i: usize) -> bool {
+    const WAYS: [u8; 6] = [0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100];
+    let group = i / 4;
+    WAYS[(group * 5 + group / 7) % 6] >> (i % 4) & 1 == 1
 }
 
 /// The tensors of an encoded weight, none of them aligned.
@@ -80,7 +96,7 @@ fn unaligned(weight: &Weight) -> Bitmask {
     Bitmask {
         values: odd(&b.values),
         mask: odd(&b.mask),
-        row_offsets: odd(&b.row_offsets),
+        row_offsets: b.row_offsets.as_deref().map(odd),
         ..*b
     }
 }
@@ -100,7 +116,11 @@ fn round_groups(x: &[f32], group: usize) -> Vec<f32> {
 impl Case {
     /// Columns that share a scale in weights of I8.
     fn group(&self) -> usize {
-        if self.encoded { 32 } else { 64 }
+        if self.storage == Storage::Dense {
+            64
+        } else {
+            32
+        }
     }
 
     fn model(&self, weight: Weight, bias: &[f32]) -> Model {
@@ -180,6 +200,14 @@ impl Case {
     }
 
     fn check(&self) {
+        let mut case = self.clone();
+        if case.storage == Storage::TwoFour {
+            case.inner = case.inner.next_multiple_of(4);
+        }
+        case.check_all();
+    }
+
+    fn check_all(&self) {
         let mut random = Random(self.seed);
         let (weight, w) = weight(self, &mut random);
         let x = random.tensor(self.columns * self.inner);
@@ -254,24 +282,32 @@ impl Case {
 
     /// Weights of 16 bits stay as they are; a small model would have them decoded.
     fn forms(&self, dense: bool) -> Forms {
-        match self.encoded && !dense && self.dtype != DType::F32 {
-            false => Forms::new(),
-            true => {
-                let both = [Form::BitmaskRows, Form::BitmaskChunk].map(Variant::plain);
-                Forms::from([("w".into(), both.to_vec())])
+        let both = match (self.storage, self.dtype) {
+            // That of f32 is one of several forms.
+            _ if dense => return Forms::new(),
+            (Storage::TwoFour, DType::I8) => [Form::BitmaskRows, Form::BitmaskChunk],
+            (Storage::TwoFour, _) => [Form::TwoOfFourRows, Form::TwoOfFourChunk],
+            (Storage::Bitmask, dtype) if dtype != DType::F32 => {
+                [Form::BitmaskRows, Form::BitmaskChunk]
             }
-        }
+            _ => return Forms::new(),
+        };
+        Forms::from([("w".into(), both.map(Variant::plain).to_vec())])
     }
 
     fn check_plan(&self, session: &Session, dense: bool, rounded: bool) {
         let [step] = session.steps() else {
             panic!("not fused: {:?}", session.steps())
         };
-        if self.dtype == DType::F32 {
+        if self.dtype == DType::F32 && (self.storage != Storage::TwoFour || dense) {
             return;
         }
-        let encoded = self.encoded || self.dtype == DType::I8;
-        let encoding = ["dense", "bitmask"][usize::from(encoded && !dense)];
+        let encoded = self.storage != Storage::Dense || self.dtype == DType::I8;
+        let encoding = match self.storage {
+            _ if dense || !encoded => "dense",
+            Storage::TwoFour if self.dtype != DType::I8 => "2of4",
+            _ => "bitmask",
+        };
         let form = if self.columns <= 8 { "rows" } else { "chunk" };
         let operands = match (self.dtype, rounded) {
             (DType::BF16, true) => "bf16xbf16".into(),
@@ -290,13 +326,13 @@ impl Case {
 fn every_dtype_encoding_and_number_of_columns_agrees_with_the_oracle() {
     let mut seed = 0;
     for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
-        for encoded in [false, true] {
+        for storage in STORAGES {
             for columns in [1, 2, 3, 4, 5, 7, 8, 9, 16, 63, 64, 65, 130] {
                 for (inner, outer, density) in [(67, 53, 0.5), (48, 29, 0.3), (145, 9, 0.9)] {
                     seed += 1;
                     let case = Case {
                         dtype,
-                        encoded,
+                        storage,
                         columns,
                         inner,
                         outer,
@@ -316,13 +352,13 @@ fn every_dtype_encoding_and_number_of_columns_agrees_with_the_oracle() {
 #[test]
 fn weights_of_all_zeros_and_of_none() {
     for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
-        for encoded in [false, true] {
+        for storage in STORAGES {
             for columns in [1, 3, 9, 80] {
                 for (inner, outer) in [(1, 1), (7, 3), (8, 5), (16, 24), (33, 25), (200, 50)] {
                     for density in [0.0, 1.0] {
                         let case = Case {
                             dtype,
-                            encoded,
+                            storage,
                             columns,
                             inner,
                             outer,
@@ -348,15 +384,18 @@ fn long_rows_cross_chunks_and_many_columns_cross_passes() {
         (300, 1100, 49),
         (513, 300, 30),
     ] {
-        for (dtype, encoded) in [
-            (DType::BF16, true),
-            (DType::F16, false),
-            (DType::F32, true),
-            (DType::I8, true),
+        for (dtype, storage) in [
+            (DType::BF16, Storage::Bitmask),
+            (DType::F16, Storage::Dense),
+            (DType::F32, Storage::Bitmask),
+            (DType::I8, Storage::Bitmask),
+            (DType::F32, Storage::TwoFour),
+            (DType::F16, Storage::TwoFour),
+            (DType::BF16, Storage::TwoFour),
         ] {
             let case = Case {
                 dtype,
-                encoded,
+                storage,
                 columns,
                 inner,
                 outer,
@@ -452,11 +491,12 @@ fn a_weight_of_sixteen_bits_stored_inputs_first_is_copied_once() {
 prop_compose! {
     fn cases()(
         dtype in prop_oneof![Just(DType::F32), Just(DType::F16), Just(DType::BF16), Just(DType::I8)],
-        encoded: bool, columns in 1usize..90, inner in 1usize..150, outer in 1usize..80,
+        storage in prop_oneof![Just(Storage::Dense), Just(Storage::Bitmask), Just(Storage::TwoFour)],
+        columns in 1usize..90, inner in 1usize..150, outer in 1usize..80,
         density in prop_oneof![Just(0.0f32), Just(0.1), Just(0.5), Just(0.9), Just(1.0)],
         bias: bool, residual: bool, clamp: bool, seed: u64,
     ) -> Case {
-        Case { dtype, encoded, columns, inner, outer, density, bias, residual, clamp, seed }
+        Case { dtype, storage, columns, inner, outer, density, bias, residual, clamp, seed }
     }
 }
 

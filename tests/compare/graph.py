@@ -35,11 +35,12 @@ def load(path):
         raw[name] = part.reshape(info["shape"])
     for name in [n for n in raw if n.endswith(".compressed")]:
         prefix = name[: -len(".compressed")]
-        parts = {p: raw.pop(f"{prefix}.{p}") for p in ("compressed", "bitmask", "shape", "row_offsets")}
-        rows, columns = parts["shape"]
+        parts = {p: raw.pop(f"{prefix}.{p}") for p in ("compressed", "bitmask", "shape")}
+        raw.pop(f"{prefix}.row_offsets", None)  # 2:4 has none
+        rows, columns = parts["shape"].flatten()
         mask = np.unpackbits(parts["bitmask"], axis=1, bitorder="little")[:, :columns] != 0
         dense = np.zeros((rows, columns), parts["compressed"].dtype)
-        dense[mask] = parts["compressed"]
+        dense[mask] = parts["compressed"].flatten()
         raw[prefix + ".weight"] = dense
     return raw
 

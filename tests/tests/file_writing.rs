@@ -280,7 +280,11 @@ fn weight() -> impl Strategy<Value = Weight> {
                 })
                 .collect();
             let dense = Weight::dense(shape, dtype, values(dtype, &all).into()).unwrap();
-            if sparse { dense.encode() } else { dense }
+            match (sparse, dense.is_two_four()) {
+                (false, _) => dense,
+                (true, false) => dense.encode(),
+                (true, true) => dense.encode_two_four().unwrap(),
+            }
         },
     )
 }
@@ -288,11 +292,15 @@ fn weight() -> impl Strategy<Value = Weight> {
 fn same(a: &Weight, b: &Weight) -> bool {
     let bytes = |w: &Weight| match w.encoding() {
         Encoding::Dense(d) => vec![d.to_vec()],
-        Encoding::Bitmask(b) => [&b.values, &b.mask, &b.row_offsets]
-            .map(|x| x.to_vec())
-            .to_vec(),
+        Encoding::Bitmask(b) => {
+            let offsets = b.row_offsets.as_deref().unwrap_or_default();
+            vec![b.values.to_vec(), b.mask.to_vec(), offsets.to_vec()]
+        }
     };
-    a.shape() == b.shape() && a.dtype() == b.dtype() && bytes(a) == bytes(b)
+    a.storage() == b.storage()
+        && a.shape() == b.shape()
+        && a.dtype() == b.dtype()
+        && bytes(a) == bytes(b)
 }
 
 proptest! {

@@ -107,7 +107,7 @@ fn check_compression(config: &Object) -> Result<()> {
         if groups.is_some_and(|g| g.keys().next().is_some()) {
             return Err(config.error(format!(
                 "`{key}.config_groups`: quantised weights of compressed-tensors are not read; \
-                 dense and sparse-bitmask ones are"
+                 dense, sparse-bitmask and sparse-24-bitmask ones are"
             )));
         }
         let Some(sparsity) = compression.object("sparsity_config")? else {
@@ -115,11 +115,10 @@ fn check_compression(config: &Object) -> Result<()> {
         };
         let format = sparsity.text("format")?;
         if let Some(format) = format
-            && format != "dense"
-            && format != "sparse-bitmask"
+            && !["dense", "sparse-bitmask", "sparse-24-bitmask"].contains(&format.as_str())
         {
             return Err(config.error(format!(
-                "sparse weights in the format `{}`; supported: dense, sparse-bitmask",
+                "sparse weights in the format `{}`; supported: dense, sparse-bitmask, sparse-24-bitmask",
                 shown(&format)
             )));
         }

@@ -22,8 +22,10 @@ fn dense(name: &str, weight: &Weight) -> Result<(Weight, Bytes)> {
 fn built(name: &str, old: &Weight, shape: Vec<usize>, data: Vec<u8>) -> Result<Weight> {
     let weight = Weight::dense(shape, old.dtype(), data.into());
     let weight = weight.map_err(|what| Error::Channels(format!("weight `{name}`: {what}")))?;
-    let pays = old.is_sparse() && weight.bitmask_pays(weight.count_nonzero());
-    Ok(if pays { weight.encode() } else { weight })
+    Ok(match old.is_sparse() {
+        true => weight.stored_best(),
+        false => weight,
+    })
 }
 
 /// The weight with only the given indices of each named axis.

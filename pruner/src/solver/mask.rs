@@ -55,6 +55,11 @@ impl Pattern {
         (self.of - self.keep) as f64 / self.of as f64
     }
 
+    /// Whether what it leaves lies 2:4, where the inputs are a multiple of four.
+    pub(crate) fn is_two_four(self) -> bool {
+        4 % self.of == 0 && self.keep * (4 / self.of) <= 2
+    }
+
     /// How many of a weight's elements go.
     ///
     /// # Errors
@@ -128,6 +133,9 @@ mod tests {
     #[test]
     fn patterns_are_read_and_refused() {
         let pattern: Pattern = "2:4".parse().unwrap();
+        let lies = |p: &str| p.parse::<Pattern>().unwrap().is_two_four();
+        assert!(["2:4", "1:2", "1:4"].into_iter().all(lies));
+        assert!(!["3:4", "4:8", "1:3", "2:3"].into_iter().any(lies));
         assert_eq!((pattern.keep, pattern.of, pattern.sparsity()), (2, 4, 0.5));
         for bad in ["4:4", "0:4", "2", "2:", "a:b", "2:65", "5:4"] {
             assert!(bad.parse::<Pattern>().is_err(), "{bad}");

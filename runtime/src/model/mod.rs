@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)]
 
+mod bitmask;
 mod bytes;
 mod derived;
 pub mod file;
@@ -12,9 +13,11 @@ mod resize;
 mod scales;
 mod scan;
 mod shape;
+mod storage;
 mod text;
 mod weight;
 
+pub use bitmask::Bitmask;
 pub use bytes::Bytes;
 pub(crate) use derived::Derived;
 pub use graph::{Dim, Graph, Input, Node, Symbols};
@@ -24,8 +27,9 @@ pub use resize::{Coordinates, Interpolation, Resized};
 pub use scales::{GROUPS, Scales};
 pub use shape::{Shapes, infer_shapes, padding_for};
 pub(crate) use shape::{axis_index, axis_set, slice_range};
+pub use storage::Storage;
 pub use text::Text;
-pub use weight::{Bitmask, Encoding, Weight};
+pub use weight::{Encoding, Weight};
 
 use crate::{DType, Error, Result};
 use std::collections::BTreeMap;
@@ -227,8 +231,8 @@ impl Model {
         }
     }
 
-    /// The same model with every weight of `Conv`, `Gemm` and `MatMul` that has zeros enough in the bitmask
-    /// encoding ([`Weight::bitmask_pays`]), and every other weight dense.
+    /// The same model with every weight of `Conv`, `Gemm` and `MatMul` in its best storage
+    /// ([`Weight::best_storage`]).
     pub fn encoded(&self) -> Model {
         let mut model = self.clone();
         model.derived = Derived::default();
@@ -242,10 +246,7 @@ impl Model {
             if weight.scales().is_some() {
                 continue;
             }
-            let chosen = match weight.bitmask_pays(weight.count_nonzero()) {
-                true => weight.decode().encode(),
-                false => weight.decode(),
-            };
+            let chosen = weight.stored_best();
             model.weights.insert(name, chosen);
         }
         model

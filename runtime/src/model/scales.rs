@@ -1,7 +1,8 @@
 //! Weights of signed bytes with a scale for each group of a row's columns.
 
+use super::bitmask::Bitmask;
 use super::scan::{Scan, scan};
-use super::weight::{Bitmask, Encoding, Weight};
+use super::weight::{Encoding, Weight};
 use super::{Bytes, weight::matrix};
 use crate::DType;
 use half::bf16;
@@ -80,6 +81,9 @@ impl Weight {
             ));
         }
         bitmask.check(1)?;
+        if bitmask.is_two_four() {
+            return Err("values of I8 are not stored 2:4".into());
+        }
         let Scan { nonzeros, fault } = scan(DType::I8, &bitmask.values);
         if let Some((at, value)) = fault {
             return Err(format!("stored value {at} is {value}"));
@@ -154,7 +158,7 @@ impl Weight {
             cols,
             values: stored.into(),
             mask: mask.into(),
-            row_offsets: offsets.into(),
+            row_offsets: Some(offsets.into()),
         };
         let scales = Scales {
             group,

@@ -1,6 +1,7 @@
-//! Weights: dense, or sparse in the bitmask encoding of compressed-tensors (`sparse-bitmask`).
+//! Weights: dense, or sparse in the encodings of compressed-tensors (`sparse-bitmask`, `sparse-24-bitmask`).
 
 use super::Bytes;
+use super::bitmask::Bitmask;
 use super::scales::{self, Scales};
 use super::scan::scan;
 use crate::DType;
@@ -23,119 +24,8 @@ pub struct Weight {
 pub enum Encoding {
     /// Every value, row-major, little-endian.
     Dense(Bytes),
-    /// The non-zeros and a mask.
+    /// The non-zeros and a mask, or two of each four columns and a mask.
     Bitmask(Bitmask),
-}
-
-/// The bitmask encoding of a matrix `[rows, cols]`.
-///
-/// Bit `c % 8` (least significant first) of byte `r * ceil(cols / 8) + c / 8` of `mask` is 1 where
-/// element `(r, c)` is stored; `values` are the stored elements, row-major. A stored value may be 0.
-#[derive(Clone, Debug)]
-pub struct Bitmask {
-    /// Rows: the output features or channels.
-    pub rows: usize,
-    /// Columns: everything behind the first axis.
-    pub cols: usize,
-    /// The stored elements, little-endian.
-    pub values: Bytes,
-    /// `rows * ceil(cols / 8)` bytes; the bits behind `cols` are 0.
-    pub mask: Bytes,
-    /// `rows` little-endian i64: where each row starts in `values`, in elements.
-    pub row_offsets: Bytes,
-}
-
-impl Bitmask {
-    /// Bytes of a mask row.
-    pub fn mask_stride(&self) -> usize {
-        self.cols.div_ceil(8)
-    }
-
-    /// The mask of one row.
-    pub fn mask_row(&self, row: usize) -> &[u8] {
-        let stride = self.mask_stride();
-        &self.mask[row * stride..(row + 1) * stride]
-    }
-
-    /// Where `row` starts in `values`, in elements.
-    pub fn row_start(&self, row: usize) -> usize {
-        let at = row * 8;
-        let bytes: [u8; 8] = self.row_offsets[at..at + 8].try_into().unwrap_or_default();
-        i64::from_le_bytes(bytes) as usize
-    }
-
-    /// Columns of the stored elements of `row`, ascending.
-    pub fn row_columns(&self, row: usize) -> impl Iterator<Item = usize> + '_ {
-        self.mask_row(row).iter().enumerate().flat_map(|(i, &b)| {
-            let mut left = b;
-            std::iter::from_fn(move || {
-                (left != 0).then(|| {
-                    let bit = left.trailing_zeros() as usize;
-                    left &= left - 1;
-                    i * 8 + bit
-                })
-            })
-        })
-    }
-
-    /// Checks sizes, padding bits, and that the row offsets are the running count of the mask.
-    pub(super) fn check(&self, element: usize) -> Result<(), String> {
-        let (rows, cols) = (self.rows, self.cols);
-        let mask_len = rows
-            .checked_mul(cols.div_ceil(8))
-            .ok_or("shape overflows")?;
-        if self.mask.len() != mask_len {
-            return Err(format!(
-                "bitmask has {} bytes, shape [{rows}, {cols}] needs {mask_len}",
-                self.mask.len()
-            ));
-        }
-        if rows.checked_mul(8) != Some(self.row_offsets.len()) {
-            return Err(format!(
-                "row_offsets has {} bytes, {rows} rows need {}",
-                self.row_offsets.len(),
-                rows.saturating_mul(8)
-            ));
-        }
-        let padding = match cols % 8 {
-            0 => 0u8,
-            used => 0xff << used,
-        };
-        let mut count = 0usize;
-        for r in 0..rows {
-            if self.row_start(r) != count {
-                return Err(format!(
-                    "row_offsets[{r}] is {}, the mask counts {count}",
-                    self.row_start(r) as i64
-                ));
-            }
-            let row = self.mask_row(r);
-            if let Some(last) = row.last()
-                && last & padding != 0
-            {
-                return Err(format!("bitmask row {r} has bits set behind column {cols}"));
-            }
-            count += popcount(row);
-        }
-        if self.values.len() != count * element {
-            return Err(format!(
-                "{} bytes of values, the mask counts {count} of {element} bytes",
-                self.values.len()
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// The number of bits set.
-fn popcount(bytes: &[u8]) -> usize {
-    let (words, tail) = bytes.as_chunks::<8>();
-    let words: u32 = words
-        .iter()
-        .map(|w| u64::from_le_bytes(*w).count_ones())
-        .sum();
-    let tail: u32 = tail.iter().map(|b| b.count_ones()).sum();
-    (words + tail) as usize
 }
 
 impl Weight {
@@ -176,7 +66,7 @@ impl Weight {
         }
     }
 
-    /// A bitmask weight of a floating-point dtype, checked in one pass over the mask.
+    /// A bitmask weight, 2:4 included, of a floating-point dtype, checked in one pass over the mask.
     ///
     /// `shape` is the logical shape; its first axis must be `rows` and the rest multiply to `cols`.
     pub fn bitmask(shape: Vec<usize>, dtype: DType, bitmask: Bitmask) -> Result<Weight, String> {
@@ -237,7 +127,8 @@ impl Weight {
             Encoding::Dense(data) => data.len(),
             Encoding::Bitmask(b) => {
                 let scales = self.scales.as_ref().map_or(0, |s| s.values.len());
-                b.values.len() + b.mask.len() + b.row_offsets.len() + scales
+                let offsets = b.row_offsets.as_ref().map_or(0, |o| o.len());
+                b.values.len() + b.mask.len() + offsets + scales
             }
         }
     }
@@ -252,21 +143,6 @@ impl Weight {
                 b.mask.release();
             }
         }
-    }
-
-    /// Whether the bitmask is the better form of a weight of this shape and dtype with so many non-zeros.
-    ///
-    /// It is where it is smaller. A weight of 16 bits is executed as it is stored, and an expansion has to be
-    /// paid for: its bitmask must save a tenth of its bytes, which is one zero in six.
-    pub fn bitmask_pays(&self, nonzeros: usize) -> bool {
-        let ((rows, cols), zeros) = (self.matrix(), self.numel() - nonzeros);
-        let size = self.dtype.size();
-        let overhead = rows * (cols.div_ceil(8) + 8);
-        let least = match size {
-            2 => self.numel() * size / 10,
-            _ => 0,
-        };
-        zeros * size > overhead + least
     }
 
     /// Elements that are not zero: counted once, where opening the file has not done so.
@@ -383,7 +259,7 @@ impl Weight {
                 cols,
                 values: values.into(),
                 mask: mask.into(),
-                row_offsets: row_offsets.into(),
+                row_offsets: Some(row_offsets.into()),
             }),
             scales: None,
             nonzeros: OnceLock::new(),
@@ -468,7 +344,7 @@ pub(super) fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
 }
 
 #[inline(always)]
-fn is_zero(dtype: DType, element: &[u8]) -> bool {
+pub(super) fn is_zero(dtype: DType, element: &[u8]) -> bool {
     match (dtype, element) {
         (DType::F32, [a, b, c, d]) => (a | b | c | (d & 0x7f)) == 0,
         (DType::F16 | DType::BF16, [a, b]) => (a | (b & 0x7f)) == 0,
@@ -562,7 +438,9 @@ mod tests {
         );
         assert!(with(&|b| b.mask = vec![255, 1, 254, 1].into()).contains("counts 17"));
         assert!(with(&|b| b.values = vec![0; 4].into()).contains("counts 18"));
-        assert!(with(&|b| b.row_offsets = vec![0; 16].into()).contains("row_offsets[1] is 0"));
+        assert!(
+            with(&|b| b.row_offsets = Some(vec![0; 16].into())).contains("row_offsets[1] is 0")
+        );
         assert!(with(&|b| b.cols = 10).contains("[2, 10]"));
     }
 }

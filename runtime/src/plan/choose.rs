@@ -5,6 +5,7 @@ use crate::kernels::cpu::chunk::Chunk;
 use crate::kernels::cpu::lookup::MOST_INPUTS;
 use crate::kernels::cpu::weights::{ROW_GROUP, chunk_rows, largest_chunk, stream_width};
 use crate::kernels::cpu::{Isa, l1_bytes};
+use crate::model::Storage;
 
 /// The sizes that decide.
 #[derive(Clone, Copy, Debug)]
@@ -32,13 +33,19 @@ pub struct Layer {
 pub struct Stored {
     /// Bytes of a value.
     pub element: usize,
-    /// Only the non-zeros are stored.
-    pub bitmask: bool,
+    /// Its encoding.
+    pub storage: Storage,
     /// The weight is shared by plans that would each make their own form, or other forms take several
     /// times the bytes: the same values, dense or as the model holds them, are all that is made.
     pub only: bool,
-    /// Of such a weight: execute a dense copy, made once, in the place of the bitmask.
+    /// Of such a weight: execute a dense copy, made once, in the place of the mask and values.
     pub expand: bool,
+}
+
+impl Stored {
+    fn is_sparse(&self) -> bool {
+        self.storage != Storage::Dense
+    }
 }
 
 impl Layer {
@@ -107,21 +114,24 @@ const CACHED: f64 = 4e6;
 /// first.
 pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Candidate> {
     let few = layer.linear && layer.columns <= MOST_DOT_COLUMNS;
-    let (dense, bitmask) = match few {
-        true => (Form::DenseRows, Form::BitmaskRows),
-        false => (Form::DenseChunk, Form::BitmaskChunk),
+    let two_of_four = (layer.stored).is_some_and(|s| s.storage == Storage::TwoFour);
+    let (dense, sparse) = match (few, two_of_four) {
+        (true, false) => (Form::DenseRows, Form::BitmaskRows),
+        (true, true) => (Form::DenseRows, Form::TwoOfFourRows),
+        (false, false) => (Form::DenseChunk, Form::BitmaskChunk),
+        (false, true) => (Form::DenseChunk, Form::TwoOfFourChunk),
     };
     let only = layer.stored.filter(|s| s.only);
     let mut forms: Vec<(Variant, bool)> = Vec::new();
     match only {
         Some(stored) => {
-            let chosen = stored.bitmask && !stored.expand && !dense_only;
+            let chosen = stored.is_sparse() && !stored.expand && !dense_only;
             forms.push((Variant::plain(dense), chosen));
-            if stored.bitmask {
-                forms.push((Variant::plain(bitmask), !chosen));
+            if stored.is_sparse() {
+                forms.push((Variant::plain(sparse), !chosen));
             }
         }
-        None if few => forms.extend([dense, bitmask].map(|f| (Variant::plain(f), false))),
+        None if few => forms.extend([dense, sparse].map(|f| (Variant::plain(f), false))),
         None => {
             forms.push((Variant::plain(Form::DensePanel), false));
             if layer.wide && !layer.linear {
@@ -129,8 +139,8 @@ pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Candidate> {
             }
             if let Some(stored) = layer.stored {
                 forms.push((Variant::plain(dense), false));
-                if stored.bitmask {
-                    forms.push((Variant::plain(bitmask), false));
+                if stored.is_sparse() {
+                    forms.push((Variant::plain(sparse), false));
                 }
             }
         }
@@ -146,7 +156,7 @@ pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Candidate> {
     let full = layer.nonzeros == layer.rows * layer.cols;
     let kept = |form: Form| match form {
         form if form.is_stream() => !full && !dense_only,
-        // A weight without zeros may be held as a bitmask all the same.
+        // A weight without zeros may be held with a mask all the same.
         form if !form.is_dense() => !dense_only && (!full || only.is_some()),
         _ => true,
     };
@@ -251,13 +261,20 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
             let near = 0.05 * rows * cols * (2.5 + 0.5 * columns) + 0.05 * element * nonzeros;
             far(near, bytes, MAPPED)
         }
+        // The same, and inputs are selected in the place of an expansion.
+        Form::TwoOfFourRows => {
+            let stored = rows * cols / 2.0;
+            let bytes = rows * cols / 8.0 + element * stored;
+            let near = 0.05 * rows * cols * (1.5 + 0.5 * columns) + 0.05 * element * stored;
+            far(near, bytes, MAPPED)
+        }
         // As the dense panel, and for each pass a vector that is read, converted and stored.
         Form::DenseChunk => {
             rows * cols * (0.91 * vectors + 0.15 * passes as f64)
                 + traffic(element * rows * cols, passes)
         }
         // The same with an expansion.
-        Form::BitmaskChunk => {
+        Form::BitmaskChunk | Form::TwoOfFourChunk => {
             rows * cols * (0.91 * vectors + 0.25 * passes as f64)
                 + traffic(rows * cols / 8.0 + element * nonzeros, passes)
         }
@@ -292,11 +309,11 @@ pub fn reason(layer: &Layer, ranked: &[Candidate], dense_only: bool) -> String {
     let form = best.variant.form;
     let next = ranked.iter().find(|c| !c.copy && c.variant.form != form);
     match (layer.stored.filter(|s| s.only), next) {
-        (Some(s), _) if s.bitmask && dense_only => "dense was asked for: decoded once".into(),
-        (Some(s), _) if s.bitmask && form.is_dense() => {
+        (Some(s), _) if s.is_sparse() && dense_only => "dense was asked for: decoded once".into(),
+        (Some(s), _) if s.is_sparse() && form.is_dense() => {
             format!("density {density:.2}: decoded once, the model fits the caches")
         }
-        (Some(s), _) if s.bitmask => format!("density {density:.2}: as the model holds it"),
+        (Some(s), _) if s.is_sparse() => format!("density {density:.2}: as the model holds it"),
         (Some(_), _) => "dense, as the model holds it".into(),
         (None, _) if dense_only => "dense was asked for".into(),
         (None, None) => "no zeros".into(),
@@ -332,10 +349,10 @@ mod tests {
         candidates(layer, dense_only)[0].variant.form
     }
 
-    fn stored(element: usize, bitmask: bool, only: bool) -> Stored {
+    fn stored(element: usize, storage: Storage, only: bool) -> Stored {
         Stored {
             element,
-            bitmask,
+            storage,
             only,
             expand: false,
         }
@@ -343,11 +360,12 @@ mod tests {
 
     #[test]
     fn a_weight_that_must_not_be_made_twice_is_executed_as_it_is() {
-        for (bitmask, few, many) in [
-            (false, Form::DenseRows, Form::DenseChunk),
-            (true, Form::BitmaskRows, Form::BitmaskChunk),
+        for (storage, few, many) in [
+            (Storage::Dense, Form::DenseRows, Form::DenseChunk),
+            (Storage::Bitmask, Form::BitmaskRows, Form::BitmaskChunk),
+            (Storage::TwoFour, Form::TwoOfFourRows, Form::TwoOfFourChunk),
         ] {
-            let kept = Some(stored(2, bitmask, true));
+            let kept = Some(stored(2, storage, true));
             for (columns, form) in [(8, few), (9, many)] {
                 let list = candidates(&layer(columns, 0.5, kept), false);
                 assert_eq!(list[0].variant.form, form);
@@ -359,7 +377,7 @@ mod tests {
         }
         let expanded = Some(Stored {
             expand: true,
-            ..stored(2, true, true)
+            ..stored(2, Storage::Bitmask, true)
         });
         assert_eq!(best(&layer(1, 0.5, expanded), false), Form::DenseRows);
         assert_eq!(best(&layer(9, 0.5, expanded), false), Form::DenseChunk);
@@ -367,7 +385,7 @@ mod tests {
 
     #[test]
     fn zeros_are_left_out_where_they_are_enough_and_large_weights_are_read_once() {
-        let kept = Some(stored(4, true, false));
+        let kept = Some(stored(4, Storage::Bitmask, false));
         assert_eq!(best(&layer(1, 0.5, kept), false), Form::LookupRows);
         assert_eq!(best(&layer(1, 0.95, kept), false), Form::DenseOutputs);
         assert_eq!(best(&layer(256, 1.0, kept), true), Form::DenseOutputs);
@@ -379,8 +397,8 @@ mod tests {
         for columns in [1, 8, 9, 49, 196, 3136] {
             for kept in [
                 None,
-                Some(stored(4, true, false)),
-                Some(stored(2, true, true)),
+                Some(stored(4, Storage::Bitmask, false)),
+                Some(stored(2, Storage::TwoFour, true)),
             ] {
                 let list = candidates(&layer(columns, 0.3, kept), false);
                 let dense = list.iter().filter(|c| c.variant.form.is_dense()).count();

@@ -1,6 +1,7 @@
 //! Forms: how a layer's weights are executed. Their names are an interface: tables of forms, files of
 //! measurements and reports all spell them the same way.
 
+use crate::model::Storage;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -29,11 +30,15 @@ pub enum Form {
     DenseChunk,
     /// Mask and non-zeros, expanded to every element likewise.
     BitmaskChunk,
+    /// Two weights of each four columns, as dot products with the inputs that they select.
+    TwoOfFourRows,
+    /// The same expanded to every element, a block at a time for all columns.
+    TwoOfFourChunk,
 }
 
 impl Form {
     /// Every form.
-    pub const ALL: [Form; 10] = [
+    pub const ALL: [Form; 12] = [
         Form::DensePanel,
         Form::DenseByRow,
         Form::StreamPanel,
@@ -44,6 +49,8 @@ impl Form {
         Form::BitmaskRows,
         Form::DenseChunk,
         Form::BitmaskChunk,
+        Form::TwoOfFourRows,
+        Form::TwoOfFourChunk,
     ];
 
     /// Its name in tables and files.
@@ -59,6 +66,8 @@ impl Form {
             Form::BitmaskRows => "bitmask-rows",
             Form::DenseChunk => "dense-chunk",
             Form::BitmaskChunk => "bitmask-chunk",
+            Form::TwoOfFourRows => "2of4-rows",
+            Form::TwoOfFourChunk => "2of4-chunk",
         }
     }
 
@@ -69,6 +78,7 @@ impl Form {
             Form::StreamPanel => "stream",
             Form::PairPanel => "pairs",
             Form::LookupRows => "lookup",
+            Form::TwoOfFourRows | Form::TwoOfFourChunk => "2of4",
             _ => "bitmask",
         }
     }
@@ -86,6 +96,26 @@ impl Form {
             Form::PairPanel => "a stream of non-zeros, rows in pairs",
             Form::BitmaskRows => "the bitmask",
             Form::BitmaskChunk => "the bitmask, expanded",
+            Form::TwoOfFourRows => "two of each four",
+            Form::TwoOfFourChunk => "two of each four, expanded",
+        }
+    }
+
+    /// Whether it executes rows of the model's own bytes, or of a copy in one of the model's encodings, at few
+    /// columns; of many columns chunks do.
+    pub(super) const fn is_rows(self) -> bool {
+        matches!(
+            self,
+            Form::DenseRows | Form::BitmaskRows | Form::TwoOfFourRows
+        )
+    }
+
+    /// The storage of the weights that rows and chunks execute.
+    pub(super) const fn storage(self) -> Storage {
+        match self {
+            Form::BitmaskRows | Form::BitmaskChunk => Storage::Bitmask,
+            Form::TwoOfFourRows | Form::TwoOfFourChunk => Storage::TwoFour,
+            _ => Storage::Dense,
         }
     }
 

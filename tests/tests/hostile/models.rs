@@ -39,8 +39,8 @@ pub fn cases() -> Vec<Case> {
         ),
         (
             "version of the metadata",
-            assemble(r#"{"format":"lacuna","version":"2"}"#, &parts()),
-            &["`version`", "`2`"],
+            assemble(r#"{"format":"lacuna","version":"3"}"#, &parts()),
+            &["`version`", "`3`"],
         ),
         (
             "version of the graph",

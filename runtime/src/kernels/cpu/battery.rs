@@ -6,7 +6,7 @@ use super::rows::Rows;
 use super::team::Team;
 use super::{Io, Isa, Kernel, Sequence};
 use crate::DType;
-use crate::model::{Bitmask, Bytes, Encoding, Scales, Weight};
+use crate::model::{Bitmask, Bytes, Encoding, Scales, Storage, Weight};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -25,11 +25,16 @@ pub(super) fn at_page_end(bytes: &[u8]) -> Bytes {
 }
 
 /// A weight with every tensor at the end of a page, and its values.
-fn weight(outer: usize, inner: usize, dtype: DType, encoded: bool) -> (Weight, Vec<f32>) {
+fn weight(outer: usize, inner: usize, dtype: DType, storage: Storage) -> (Weight, Vec<f32>) {
     let mut bytes = Vec::new();
     for i in 0..outer * inner {
         let v = (i * 37 % 101) as f32 / 64.0 - 0.75;
-        let v = if encoded && (i * 31 % 7) < 3 { 0.0 } else { v };
+        let zero = match storage {
+            Storage::Dense => false,
+            Storage::Bitmask => (i * 31 % 7) < 3,
+            Storage::TwoFour => (i + i / 4) % 4 < 2,
+        };
+        let v = if zero { 0.0 } else { v };
         match dtype {
             DType::F16 => bytes.extend(half::f16::from_f32(v).to_le_bytes()),
             DType::BF16 => bytes.extend(half::bf16::from_f32(v).to_le_bytes()),
@@ -39,7 +44,9 @@ fn weight(outer: usize, inner: usize, dtype: DType, encoded: bool) -> (Weight, V
     let shape = vec![outer, inner];
     if dtype == DType::I8 {
         let dense = Weight::dense(shape.clone(), DType::F32, bytes.into()).unwrap();
-        let scaled = dense.to_scaled(if encoded { 32 } else { 64 }).unwrap();
+        let scaled = dense
+            .to_scaled(if storage == Storage::Dense { 64 } else { 32 })
+            .unwrap();
         let values = scaled.to_f32().unwrap();
         let scales = scaled.scales().unwrap();
         let scales = Scales {
@@ -53,7 +60,10 @@ fn weight(outer: usize, inner: usize, dtype: DType, encoded: bool) -> (Weight, V
     }
     let dense = Weight::dense(shape.clone(), dtype, at_page_end(&bytes)).unwrap();
     let values = dense.to_f32().unwrap();
-    let encoded = if encoded { dense.encode() } else { dense };
+    let encoded = match storage {
+        Storage::Dense => dense,
+        storage => dense.store_as(storage).unwrap(),
+    };
     let weight = match encoded.encoding() {
         Encoding::Dense(_) => encoded,
         Encoding::Bitmask(b) => Weight::bitmask(shape, dtype, moved(b)).unwrap(),
@@ -66,7 +76,7 @@ fn moved(b: &Bitmask) -> Bitmask {
     Bitmask {
         values: at_page_end(&b.values),
         mask: at_page_end(&b.mask),
-        row_offsets: at_page_end(&b.row_offsets),
+        row_offsets: b.row_offsets.as_deref().map(at_page_end),
         ..*b
     }
 }
@@ -105,9 +115,12 @@ fn run(isa: Isa, kernel: &Kernel, x: &[f32], out: &mut [f32], in_place: bool, to
 fn nothing_is_read_behind_a_mapping_and_no_token_behind_the_last_is_written() {
     for isa in Isa::available() {
         for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8] {
-            for encoded in [false, true] {
-                for (outer, inner) in [(1, 1), (5, 23), (31, 64), (50, 141)] {
-                    let (weight, values) = weight(outer, inner, dtype, encoded);
+            for storage in [Storage::Dense, Storage::Bitmask, Storage::TwoFour] {
+                for (outer, mut inner) in [(1usize, 1usize), (5, 23), (31, 64), (50, 141)] {
+                    if storage == Storage::TwoFour {
+                        inner = inner.next_multiple_of(4);
+                    }
+                    let (weight, values) = weight(outer, inner, dtype, storage);
                     let counts = [1, 2, 5, 8, 9, 40, 130];
                     let cases = counts.into_iter().flat_map(|n| [(n, false), (n, true)]);
                     for (count, rounded) in cases {
@@ -154,7 +167,7 @@ fn nothing_is_read_behind_a_mapping_and_no_token_behind_the_last_is_written() {
                                     };
                                     assert!(
                                         (got - want).abs() < 1e-3,
-                                        "{isa} {dtype} {encoded} {outer}x{inner} @ {tokens}/{count}: \
+                                        "{isa} {dtype} {storage:?} {outer}x{inner} @ {tokens}/{count}: \
                                          ({n}, {o}) is {got}, not {want}"
                                     );
                                 }

@@ -76,6 +76,8 @@ pub trait Task {
 pub unsafe trait Simd: Copy {
     /// Sixteen f32.
     type V: Copy;
+    /// Where sixteen of 32 elements are.
+    type Places: Copy;
     /// Output rows of the dense panel kernel's register tile.
     const MR: usize;
     /// Vectors across the dense panel kernel's register tile.
@@ -90,6 +92,9 @@ pub unsafe trait Simd: Copy {
     /// Whether there are products of bytes: [`dot_bytes`](Simd::dot_bytes) and what has 64 of them in
     /// a vector.
     const BYTES: bool = false;
+
+    /// Columns of inputs up to which [`select`](Simd::select) is faster than an expansion of weights.
+    const SELECT: usize;
 
     /// Does a task in a function of its own.
     #[inline(always)]
@@ -172,6 +177,20 @@ pub unsafe trait Simd: Copy {
     unsafe fn expand_pairs(_: *const u8, _: u32) -> (Self::V, Self::V) {
         unreachable!("only called where `PAIRS`")
     }
+    /// Where the lanes in `mask`, two of each four, are.
+    unsafe fn places(mask: u32) -> Self::Places;
+    /// Of 32 elements at `x` the sixteen at these places, in their order.
+    unsafe fn select(x: *const f32, places: Self::Places) -> Self::V;
+    /// As [`places`](Simd::places), of 64 words.
+    #[inline(always)]
+    unsafe fn word_places(_: u64) -> Self::V {
+        unreachable!("only called where `DOT`")
+    }
+    /// Of 64 words at `x` the 32 at these places, in their order.
+    #[inline(always)]
+    unsafe fn select_words(_: *const f32, _: Self::V) -> Self::V {
+        unreachable!("only called where `DOT`")
+    }
     /// Two vectors of `N` columns lie at `x`, all columns' first ones before their second ones. For each column:
     /// lane `i` is the element, of 32, that the `i`-th of sixteen bytes names.
     #[inline(always)]
@@ -240,6 +259,21 @@ pub unsafe trait Simd: Copy {
     /// Asks for the cache line of any address, mapped or not.
     unsafe fn prefetch(p: *const u8);
 }
+
+/// Which two of four lanes each half byte names; of other half bytes any.
+pub const TWO_OF_FOUR: [[u8; 2]; 16] = {
+    let mut table = [[0; 2]; 16];
+    let mut bits = 0;
+    while bits < 16u8 {
+        if bits.count_ones() == 2 {
+            let first = bits.trailing_zeros();
+            let second = (bits & (bits - 1)).trailing_zeros();
+            table[bits as usize] = [first as u8, second as u8];
+        }
+        bits += 1;
+    }
+    table
+};
 
 /// The mask of the first `n` lanes; all for `n >= 16`.
 #[inline(always)]

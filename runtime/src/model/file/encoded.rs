@@ -1,7 +1,7 @@
-//! The bitmask encoding in a file: which four tensors stand for a weight, and how they are read.
+//! The bitmask encodings in a file: which tensors stand for a weight, and how they are read.
 
 use super::{Tensors, shown};
-use crate::model::{Bitmask, Scales, Weight, Weights};
+use crate::model::{Bitmask, Scales, Storage, Weight, Weights};
 use crate::{DType, Result};
 use std::collections::BTreeSet;
 
@@ -10,6 +10,7 @@ pub(super) struct Parts {
     pub compressed: String,
     pub bitmask: String,
     pub shape: String,
+    /// Of weights that are not 2:4.
     pub row_offsets: String,
     /// Of weights of I8.
     pub scales: String,
@@ -27,14 +28,12 @@ impl Parts {
         }
     }
 
-    pub fn into_names(self) -> [String; 4] {
-        [self.compressed, self.bitmask, self.shape, self.row_offsets]
-    }
-
-    /// The names of the tensors of a weight, with scales or without.
-    pub fn names(self, scaled: bool) -> impl Iterator<Item = String> {
-        let scales = scaled.then(|| self.scales.clone());
-        self.into_names().into_iter().chain(scales)
+    /// The names of the tensors of a weight.
+    pub fn names(self, weight: &Weight) -> impl Iterator<Item = String> {
+        let offsets = (weight.storage() != Storage::TwoFour).then_some(self.row_offsets);
+        let scales = weight.scales().map(|_| self.scales);
+        let others = [self.compressed, self.bitmask, self.shape];
+        others.into_iter().chain(offsets).chain(scales)
     }
 }
 
@@ -55,18 +54,19 @@ pub(super) fn prefixes(tensors: &Tensors) -> BTreeSet<&str> {
         .collect()
 }
 
-/// Reads every weight of a checkpoint in the `sparse-bitmask` format of compressed-tensors, as
-/// its releases before 0.15 wrote it; tensors that are not encoded come back dense.
+/// Reads every weight of a checkpoint in the formats `sparse-bitmask` and `sparse-24-bitmask` of
+/// compressed-tensors, as its releases before 0.15 wrote them; tensors that are not encoded come back dense.
 ///
 /// `P.compressed`, `P.bitmask`, `P.shape` and `P.row_offsets` become the weight `P.weight`. Releases
 /// before 0.9 encode every tensor and keep its whole name; where one `P` ends in `.weight`, all
 /// are taken for whole names. A matrix stays sparse and shares the bytes of the file; an encoded
 /// tensor of another rank, whose mask is padded along every last axis, is decoded. Its row offsets,
-/// which the format defines for matrices only, are not used.
+/// which the format defines for matrices only, are not used. Values in two dimensions, without row offsets, are
+/// 2:4: two of each four columns.
 ///
 /// # Errors
-/// [`Error::FileTensor`](crate::Error::FileTensor) when the four tensors contradict each other,
-/// when a dtype is not supported, or when the weight is 2:4 sparse (`sparse-24-bitmask`).
+/// [`Error::FileTensor`](crate::Error::FileTensor) when the tensors contradict each other, or when a
+/// dtype is not supported.
 pub fn decode_bitmask_tensors(tensors: &Tensors) -> Result<Weights> {
     let prefixes = prefixes(tensors);
     let whole_names = prefixes.iter().any(|p| p.ends_with(".weight"));
@@ -74,6 +74,12 @@ pub fn decode_bitmask_tensors(tensors: &Tensors) -> Result<Weights> {
     let mut weights = Weights::new();
     for &prefix in &prefixes {
         let weight = read(tensors, prefix, None)?;
+        // An encoded tensor of another rank has offsets too, but is decoded by now.
+        let offsets = Parts::of(prefix).row_offsets;
+        if weight.storage() == Storage::Dense && tensors.contains(&offsets) {
+            parts.insert(offsets);
+        }
+        parts.extend(Parts::of(prefix).names(&weight));
         let name = if whole_names {
             prefix.to_owned()
         } else {
@@ -82,7 +88,6 @@ pub fn decode_bitmask_tensors(tensors: &Tensors) -> Result<Weights> {
         if weights.insert(name.clone(), weight).is_some() {
             return Err(tensors.fault(&name, "the weight is stored twice"));
         }
-        parts.extend(Parts::of(prefix).into_names());
     }
     for name in tensors.names().filter(|n| !parts.contains(*n)) {
         if weights
@@ -101,13 +106,7 @@ pub(super) fn read(tensors: &Tensors, prefix: &str, group: Option<usize>) -> Res
     let names = Parts::of(prefix);
     let compressed = tensors.require(&names.compressed)?;
     let bitmask = tensors.require(&names.bitmask)?;
-    if compressed.shape.len() == 2 && !tensors.contains(&names.row_offsets) {
-        return Err(tensors.fault(
-            &names.compressed,
-            "2:4 sparse (`sparse-24-bitmask`: values in two dimensions, no row_offsets), which is not read yet",
-        ));
-    }
-    let row_offsets = tensors.require(&names.row_offsets)?;
+    let two_four = compressed.shape.len() == 2 && !tensors.contains(&names.row_offsets);
     let shape = read_shape(tensors, &names.shape)?;
 
     let known = |d: &DType| match group {
@@ -125,11 +124,19 @@ pub(super) fn read(tensors: &Tensors, prefix: &str, group: Option<usize>) -> Res
             format!("values of dtype {found}; {expected}"),
         )
     })?;
-    if compressed.shape.len() != 1 {
-        return Err(tensors.fault(
-            &names.compressed,
-            format!("shape {:?}, expected one axis", compressed.shape),
-        ));
+    let half = |shape: &[usize]| match shape {
+        [rows, cols] => vec![*rows, cols / 2],
+        _ => Vec::new(),
+    };
+    match two_four {
+        true => expect(tensors, &names.compressed, dtype, &half(&shape))?,
+        false if compressed.shape.len() == 1 => {}
+        false => {
+            return Err(tensors.fault(
+                &names.compressed,
+                format!("shape {:?}, expected one axis", compressed.shape),
+            ));
+        }
     }
     let mut mask_shape = shape.clone();
     if let Some(last) = mask_shape.last_mut() {
@@ -138,13 +145,19 @@ pub(super) fn read(tensors: &Tensors, prefix: &str, group: Option<usize>) -> Res
     expect(tensors, &names.bitmask, DType::U8, &mask_shape)?;
 
     let weight = if let [rows, cols] = shape[..] {
-        expect(tensors, &names.row_offsets, DType::I64, &[rows])?;
+        let row_offsets = match two_four {
+            true => None,
+            false => {
+                expect(tensors, &names.row_offsets, DType::I64, &[rows])?;
+                Some(tensors.require(&names.row_offsets)?.bytes)
+            }
+        };
         let encoded = Bitmask {
             rows,
             cols,
             values: compressed.bytes,
             mask: bitmask.bytes,
-            row_offsets: row_offsets.bytes,
+            row_offsets,
         };
         match group {
             Some(group) => {
@@ -157,6 +170,7 @@ pub(super) fn read(tensors: &Tensors, prefix: &str, group: Option<usize>) -> Res
             None => Weight::bitmask(shape, dtype, encoded),
         }
     } else {
+        tensors.require(&names.row_offsets)?;
         scatter(&shape, dtype, &compressed.bytes, &bitmask.bytes)
             .and_then(|data| Weight::dense(shape, dtype, data.into()))
     };
@@ -181,7 +195,12 @@ fn expect(tensors: &Tensors, name: &str, dtype: DType, shape: &[usize]) -> Resul
 /// Reads a `shape` tensor.
 fn read_shape(tensors: &Tensors, name: &str) -> Result<Vec<usize>> {
     let tensor = tensors.require(name)?;
-    let (true, &[rank @ 1..=8]) = (tensor.dtype() == Some(DType::I64), tensor.shape) else {
+    // That of a 2:4 weight is a column.
+    let sizes = match tensor.shape {
+        [2, 1] => &[2],
+        shape => shape,
+    };
+    let (true, &[rank @ 1..=8]) = (tensor.dtype() == Some(DType::I64), sizes) else {
         return Err(tensors.fault(
             name,
             format!(

@@ -3,7 +3,7 @@
 use super::encoded::{Parts, prefix};
 use super::writer::{Data, Item};
 use super::{atomic::Output, finite};
-use crate::model::{Encoding, Weight};
+use crate::model::{Encoding, Storage, Weight};
 use crate::{DType, Error, Result};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -23,8 +23,8 @@ pub trait Maker: Sync {
 /// How a weight will be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Form {
-    /// As a bitmask and values, not dense.
-    pub sparse: bool,
+    /// The encoding.
+    pub storage: Storage,
     /// Elements that are not zero.
     pub nonzeros: usize,
 }
@@ -57,7 +57,7 @@ impl Part {
             (Part::Dense, Encoding::Dense(data)) => Some(data),
             (Part::Values, Encoding::Bitmask(b)) => Some(&b.values),
             (Part::Mask, Encoding::Bitmask(b)) => Some(&b.mask),
-            (Part::RowOffsets, Encoding::Bitmask(b)) => Some(&b.row_offsets),
+            (Part::RowOffsets, Encoding::Bitmask(b)) => b.row_offsets.as_deref(),
             _ => None,
         }
     }
@@ -73,32 +73,50 @@ pub(super) fn items<'a>(name: &'a str, like: &Weight, form: Form) -> Vec<(String
         shape,
         data,
     };
-    if !form.sparse {
+    if form.storage == Storage::Dense {
         let data = Data::Made(Part::Dense);
         let dense = item(like.dtype(), like.shape().to_vec(), size, data);
         return vec![(name.to_owned(), dense)];
     }
     let (rows, cols) = like.matrix();
     let parts = Parts::of(prefix(name));
-    let shape = [rows, cols].map(|n| (n as u64).to_le_bytes());
-    let shape = Data::Bytes(shape.as_flattened().to_vec().into());
-    let (values, mask, offsets) = (Part::Values, Part::Mask, Part::RowOffsets);
-    let mask_shape = vec![rows, cols.div_ceil(8)];
-    vec![
+    let two_four = form.storage == Storage::TwoFour;
+    let values = match two_four {
+        true => vec![rows, cols / 2],
+        false => vec![form.nonzeros],
+    };
+    let mask = vec![rows, cols.div_ceil(8)];
+    let mut items = vec![
         (
             parts.compressed,
-            item(like.dtype(), vec![form.nonzeros], size, Data::Made(values)),
+            item(like.dtype(), values, size, Data::Made(Part::Values)),
         ),
         (
             parts.bitmask,
-            item(DType::U8, mask_shape, 1, Data::Made(mask)),
+            item(DType::U8, mask, 1, Data::Made(Part::Mask)),
         ),
-        (parts.shape, item(DType::I64, vec![2], 8, shape)),
-        (
-            parts.row_offsets,
-            item(DType::I64, vec![rows], 8, Data::Made(offsets)),
-        ),
-    ]
+        (parts.shape, shape_item(name, [rows, cols], two_four)),
+    ];
+    if !two_four {
+        let offsets = Data::Made(Part::RowOffsets);
+        items.push((parts.row_offsets, item(DType::I64, vec![rows], 8, offsets)));
+    }
+    items
+}
+
+/// The `shape` tensor of an encoded weight; that of a 2:4 weight is a column.
+pub(super) fn shape_item(name: &str, sizes: [usize; 2], two_four: bool) -> Item<'_> {
+    let bytes = sizes.map(|n| (n as u64).to_le_bytes());
+    Item {
+        owner: name,
+        dtype: DType::I64,
+        shape: match two_four {
+            true => vec![2, 1],
+            false => vec![2],
+        },
+        len: 16,
+        data: Data::Bytes(bytes.as_flattened().to_vec().into()),
+    }
 }
 
 /// Dense bytes of weights that are made at the same time; a larger weight is made alone.

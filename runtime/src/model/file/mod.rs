@@ -2,22 +2,26 @@
 //!
 //! | tensor | dtype, shape | content |
 //! |---|---|---|
-//! | `lacuna.graph` | U8 `[n]` | JSON `{"version": 1, "graph": {..}, "shapes": {weight: logical shape}, "groups": {weight: columns}, "text": {..}}`; the last for language models |
+//! | `lacuna.graph` | U8 `[n]` | JSON `{"version": 1 or 2, "graph": {..}, "shapes": {weight: logical shape}, "groups": {weight: columns}, "text": {..}}`; the last for language models |
 //! | `lacuna.tokenizer` | U8 `[n]` | a `tokenizer.json`, where the model has one |
 //! | `NAME` | any, logical shape | a dense weight |
 //! | `X.compressed` | F32, F16, BF16 or I8 `[nnz]` | the stored values of the sparse weight `X.weight`, row-major |
 //! | `X.bitmask` | U8 `[rows, ceil(cols / 8)]` | where they stand, least significant bit first |
 //! | `X.shape` | I64 `[2]` | `[rows, cols]` |
 //! | `X.row_offsets` | I64 `[rows]` | where each row starts in the values |
+//! | 2:4: `X.compressed` | F32, F16 or BF16 `[rows, cols / 2]` | two values of each four columns, in their order; either may be 0 |
+//! | 2:4: `X.bitmask` | U8 `[rows, ceil(cols / 8)]` | where they stand: two bits of each half byte |
+//! | 2:4: `X.shape` | I64 `[2, 1]` | `[rows, cols]`; the columns are a multiple of 4, and there are no row offsets |
 //! | `X.scales` | BF16 `[rows, ceil(cols / group)]` | of values of I8: what they are multiplied by |
 //!
 //! Columns of a group, 32 or 64, are in `groups` of `lacuna.graph`, by the weight's name.
 //! A sparse weight `N` whose name does not end in `.weight` is stored as `N.compressed` and so on.
 //! It is a matrix in the file; `shapes` in `lacuna.graph` gives the shape that the graph sees. These
-//! are the names and the bit order of the `sparse-bitmask` format of compressed-tensors. The
-//! metadata is `format` (`lacuna`), `version` (`1`) and, where known, `recipe` and `source`, each
-//! a SHA-256 in hex. Unknown metadata, unknown JSON keys and unknown tensors that start with
-//! `lacuna.` are ignored; unknown versions are refused.
+//! are the names and the bit order of the formats `sparse-bitmask` and `sparse-24-bitmask` of
+//! compressed-tensors. The metadata is `format` (`lacuna`), `version` and, where known, `recipe` and
+//! `source`, each a SHA-256 in hex. Unknown metadata, unknown JSON keys and unknown tensors that start
+//! with `lacuna.` are ignored; unknown versions are refused. A file with a weight that is stored 2:4 is of
+//! version 2, every other one of version 1.
 //!
 //! Equal models are equal bytes: header keys are sorted, and tensors follow each other by the
 //! alignment that their length keeps, then by name. The data start at a multiple of 64 bytes.
@@ -47,6 +51,9 @@ use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "lacuna";
 const VERSION: &str = "1";
+/// Of files with weights that are stored 2:4.
+const VERSION_TWO_FOUR: &str = "2";
+const VERSIONS: [&str; 2] = [VERSION, VERSION_TWO_FOUR];
 const RESERVED: &str = "lacuna.";
 const GRAPH: &str = "lacuna.graph";
 const TOKENIZER: &str = "lacuna.tokenizer";

@@ -1,8 +1,10 @@
 //! A Lacuna file becomes a model.
 
 use super::header::UniqueMap;
-use super::{FORMAT, GRAPH, RESERVED, TOKENIZER, Tensors, VERSION, encoded, finite, shown};
-use crate::model::{Graph, Metadata, Model, Text, Weights};
+use super::{
+    FORMAT, GRAPH, RESERVED, TOKENIZER, Tensors, VERSION_TWO_FOUR, VERSIONS, encoded, finite, shown,
+};
+use crate::model::{Graph, Metadata, Model, Storage, Text, Weights};
 use crate::{DType, Error, Result};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What `lacuna.graph` holds.
 #[derive(Deserialize)]
 struct Document {
+    version: u64,
     graph: Graph,
     /// Logical shapes of the encoded weights.
     #[serde(default)]
@@ -64,23 +67,27 @@ fn document(tensors: &Tensors) -> Result<Document> {
             )
         }));
     }
-    for (key, expected) in [("format", FORMAT), ("version", VERSION)] {
+    for (key, known) in [("format", &[FORMAT][..]), ("version", &VERSIONS)] {
         if let Some(value) = tensors.metadata().get(key)
-            && value != expected
+            && !known.contains(&value.as_str())
         {
             return Err(tensors.file_fault(format!(
-                "metadata `{key}` is `{}`, this library reads `{expected}`",
-                shown(value)
+                "metadata `{key}` is `{}`, this library reads `{}`",
+                shown(value),
+                known.join("` and `")
             )));
         }
     }
     let json = bytes_of(tensors, GRAPH)?;
     let broken = |e: serde_json::Error| tensors.fault(GRAPH, e.to_string());
     let Versioned { version } = serde_json::from_slice(&json).map_err(broken)?;
-    if version.to_string() != VERSION {
+    if !VERSIONS.contains(&version.to_string().as_str()) {
         return Err(tensors.fault(
             GRAPH,
-            format!("version {version}, this library reads version {VERSION}"),
+            format!(
+                "version {version}, this library reads versions {}",
+                VERSIONS.join(" and ")
+            ),
         ));
     }
     serde_json::from_slice(&json).map_err(broken)
@@ -127,7 +134,7 @@ fn weights(tensors: &Tensors, document: &Document) -> Result<Weights> {
             .map_or_else(|| format!("{prefix}.weight"), |n| n.to_string());
         let weight = encoded::read(tensors, prefix, groups.get(&name).copied())?;
         let names = encoded::Parts::of(prefix);
-        if tensors.require(&names.shape)?.shape != [2] {
+        if weight.storage() == Storage::Dense {
             return Err(tensors.fault(
                 &names.shape,
                 format!(
@@ -136,7 +143,14 @@ fn weights(tensors: &Tensors, document: &Document) -> Result<Weights> {
                 ),
             ));
         }
-        parts.extend(names.names(weight.scales().is_some()));
+        let version = document.version.to_string();
+        if weight.storage() == Storage::TwoFour && version != VERSION_TWO_FOUR {
+            return Err(tensors.fault(
+                &names.compressed,
+                format!("stored 2:4, in a file of version {version}"),
+            ));
+        }
+        parts.extend(names.names(&weight));
         weights.insert(name, weight);
     }
     for name in tensors.names() {

@@ -5,9 +5,10 @@ use super::encoded::{Parts, prefix};
 use super::header::MAX_HEADER;
 use super::made::{self, AsItIs, Fault, Maker, Part, Placed};
 use super::{
-    FORMAT, GRAPH, RESERVED, TOKENIZER, Tensors, VERSION, atomic, finite, map, reader, shown,
+    FORMAT, GRAPH, RESERVED, TOKENIZER, Tensors, VERSION, VERSION_TWO_FOUR, atomic, finite, map,
+    reader, shown,
 };
-use crate::model::{Bytes, Encoding, Graph, Model, Text, Weight, Weights};
+use crate::model::{Bytes, Encoding, Graph, Model, Storage, Text, Weight, Weights};
 use crate::{DType, Error, Result};
 use serde::Serialize;
 use std::cell::RefCell;
@@ -92,23 +93,25 @@ pub fn write_made(model: &Model, maker: &dyn Maker, path: &Path) -> Result<()> {
     refuse_own_source(model, path)?;
     let mut items = Items::new();
     let mut shapes: BTreeMap<&str, &[usize]> = BTreeMap::new();
-    let sparse =
-        |name: &str, weight: &Weight| maker.form(name).map_or(weight.is_sparse(), |f| f.sparse);
+    let storage =
+        |name: &str, weight: &Weight| maker.form(name).map_or(weight.storage(), |f| f.storage);
+    let mut version = VERSION;
     let mut groups: BTreeMap<&str, usize> = BTreeMap::new();
     for (name, weight) in model.weights() {
+        let storage = storage(name, weight);
+        if storage != Storage::Dense {
+            shapes.insert(name, weight.shape());
+        }
+        if storage == Storage::TwoFour {
+            version = VERSION_TWO_FOUR;
+        }
         if let Some(form) = maker.form(name) {
-            if form.sparse {
-                shapes.insert(name, weight.shape());
-            }
             for (stored, item) in made::items(name, weight, form) {
                 add(&mut items, stored, item)?;
             }
             continue;
         }
         finite::check(weight).map_err(|what| fault(name, what))?;
-        if weight.is_sparse() {
-            shapes.insert(name, weight.shape());
-        }
         if let Some(scales) = weight.scales() {
             groups.insert(name, scales.group);
         }
@@ -129,12 +132,12 @@ pub fn write_made(model: &Model, maker: &dyn Maker, path: &Path) -> Result<()> {
         }
     }
     check_graph(model.graph())?;
-    let json = graph_json(model, &shapes, &groups)?;
+    let json = graph_json(model, version, &shapes, &groups)?;
     add_bytes(&mut items, GRAPH, json.into());
     if let Some(tokenizer) = &model.tokenizer {
         add_bytes(&mut items, TOKENIZER, tokenizer.clone());
     }
-    let mut metadata = BTreeMap::from([("format", FORMAT), ("version", VERSION)]);
+    let mut metadata = BTreeMap::from([("format", FORMAT), ("version", version)]);
     for (key, value) in [
         ("recipe", &model.metadata.recipe),
         ("source", &model.metadata.source),
@@ -150,7 +153,7 @@ pub fn write_made(model: &Model, maker: &dyn Maker, path: &Path) -> Result<()> {
             && back.metadata == model.metadata
             && back.text == model.text
             && back.weights().iter().zip(model.weights()).all(|(a, b)| {
-                a.0 == b.0 && a.1.shape() == b.1.shape() && a.1.is_sparse() == sparse(b.0, b.1)
+                a.0 == b.0 && a.1.shape() == b.1.shape() && a.1.storage() == storage(b.0, b.1)
             });
         if same {
             Ok(())
@@ -255,22 +258,23 @@ fn add_weight<'a>(items: &mut Items<'a>, name: &'a str, weight: &Weight) -> Resu
         Encoding::Bitmask(b) => b,
     };
     let parts = Parts::of(prefix(name));
-    let shape = [b.rows, b.cols].map(|n| (n as u64).to_le_bytes());
-    let shape = Bytes::from(shape.as_flattened().to_vec());
-    let nnz = b.values.len() / weight.dtype().size();
-    for (stored, item) in [
-        (parts.compressed, item(weight.dtype(), vec![nnz], &b.values)),
-        (
-            parts.bitmask,
-            item(DType::U8, vec![b.rows, b.mask_stride()], &b.mask),
-        ),
-        (parts.shape, item(DType::I64, vec![2], &shape)),
-        (
-            parts.row_offsets,
-            item(DType::I64, vec![b.rows], &b.row_offsets),
-        ),
-    ] {
-        add(items, stored, item)?;
+    let stored = b.values.len() / weight.dtype().size();
+    let values = match b.is_two_four() {
+        true => vec![b.rows, b.cols / 2],
+        false => vec![stored],
+    };
+    let mask = vec![b.rows, b.mask_stride()];
+    add(
+        items,
+        parts.compressed,
+        item(weight.dtype(), values, &b.values),
+    )?;
+    add(items, parts.bitmask, item(DType::U8, mask, &b.mask))?;
+    let shape = made::shape_item(name, [b.rows, b.cols], b.is_two_four());
+    add(items, parts.shape, shape)?;
+    if let Some(offsets) = &b.row_offsets {
+        let offsets = item(DType::I64, vec![b.rows], offsets);
+        add(items, parts.row_offsets, offsets)?;
     }
     if let Some(scales) = weight.scales() {
         let shape = vec![b.rows, scales.per_row(b.cols)];
@@ -314,6 +318,7 @@ fn check_graph(graph: &Graph) -> Result<()> {
 
 fn graph_json(
     model: &Model,
+    version: &str,
     shapes: &BTreeMap<&str, &[usize]>,
     groups: &BTreeMap<&str, usize>,
 ) -> Result<Vec<u8>> {
@@ -329,7 +334,7 @@ fn graph_json(
     }
     let graph = model.graph();
     serde_json::to_vec(&Document {
-        version: 1,
+        version: version.parse().unwrap_or(1),
         graph,
         shapes,
         groups,

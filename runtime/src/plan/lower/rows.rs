@@ -5,29 +5,31 @@ use crate::kernels::cpu::gather::{Data, Gather};
 use crate::kernels::cpu::norm::{Norm, Scaling};
 use crate::kernels::cpu::position::{Angles, PositionRows, Rotary};
 use crate::kernels::cpu::{Extent, Kernel};
-use crate::model::{Encoding, Op, axis_index};
+use crate::model::{Encoding, Op, Storage, axis_index};
 use crate::plan::Residency;
 use crate::{DType, Result};
 use std::fmt::Write;
 
 /// Where slices are read from, and what that is in reports.
-fn data(context: &Context<'_>, i: usize) -> Result<(Data, &'static str)> {
+fn data(context: &Context<'_>, i: usize) -> Result<(Data, String)> {
     let name = &context.unit.inputs[i];
     let Some(weight) = context.model.weights().get(name) else {
-        return Ok((Data::Input, "f32"));
+        return Ok((Data::Input, "f32".to_owned()));
     };
     if weight.scales().is_some() {
         return Err(context.refuse(format!("input {i}, `{name}`, is of I8 with scales")));
     }
     let dtype = weight.dtype();
-    let word = match (dtype, weight.is_sparse()) {
-        (DType::F32, false) => "f32",
-        (DType::F16, false) => "f16",
-        (DType::BF16, false) => "bf16",
-        (DType::F32, true) => "f32_bitmask",
-        (DType::F16, true) => "f16_bitmask",
-        (DType::BF16, true) => "bf16_bitmask",
+    let float = match dtype {
+        DType::F32 => "f32",
+        DType::F16 => "f16",
+        DType::BF16 => "bf16",
         _ => return Err(context.refuse(format!("input {i}, `{name}`, is of {dtype}"))),
+    };
+    let word = match weight.storage() {
+        Storage::Dense => float.to_owned(),
+        Storage::Bitmask => format!("{float}_bitmask"),
+        Storage::TwoFour => format!("{float}_2of4"),
     };
     let data = match weight.encoding() {
         Encoding::Dense(bytes) => Data::Dense(bytes.clone(), dtype),

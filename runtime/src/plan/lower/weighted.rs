@@ -15,7 +15,7 @@ use crate::kernels::cpu::outputs::{OutputPanels, Outputs};
 use crate::kernels::cpu::rows::Rows;
 use crate::kernels::cpu::weights::PanelWeights;
 use crate::kernels::cpu::{Isa, Kernel};
-use crate::model::{Op, Weight, padding_for};
+use crate::model::{Op, Storage, Weight, padding_for};
 use crate::plan::{Residency, StepInfo, Weighted};
 use crate::{DType, Model, Result};
 use std::sync::Arc;
@@ -247,7 +247,16 @@ fn prepare_linear(context: &Context<'_>, linear: &LinearUse<'_>) -> Result<Prepa
     let nonzeros = weight.count_nonzero();
     let density = nonzeros as f64 / (outer * inner).max(1) as f64;
     let only = context.options.capacity.is_some() || weight.dtype() != DType::F32;
-    let shared = if only { " shared" } else { "" };
+    // Rows of a copy of the transpose are not 2:4.
+    let storage = match weight.storage() {
+        Storage::TwoFour if !is_as_stored(linear) => Storage::Bitmask,
+        storage => storage,
+    };
+    let shared = match (only, storage) {
+        (true, Storage::TwoFour) => " shared 2:4",
+        (true, _) => " shared",
+        (false, _) => "",
+    };
     let dtype = short(weight.dtype());
     let key = |columns: usize| format!("linear {outer}x{inner} @ {columns} {dtype}{shared}");
     let mut layer = Layer {
@@ -268,7 +277,7 @@ fn prepare_linear(context: &Context<'_>, linear: &LinearUse<'_>) -> Result<Prepa
         measured = only && rows.is_some();
         layer.stored = Some(Stored {
             element: weight.dtype().size(),
-            bitmask: weight.is_sparse(),
+            storage,
             only,
             expand: match rows {
                 Some((v, _)) => v.form.is_dense(),
@@ -339,7 +348,7 @@ pub(super) fn linear(
     let (x, out) = (context.input_shape(0)?, context.output_shape()?);
     let (outer, inner, columns) = linear_sizes(context, linear, weight)?;
     let variant = prepared.facts.form;
-    let few = matches!(variant.form, Form::DenseRows | Form::BitmaskRows);
+    let few = variant.form.is_rows();
     let tokens = are_tokens(context, columns)?;
     let (kernel, residency, weight_bytes, macs, name) = match prepared.weights {
         Weights::Panels(packed) => {
@@ -480,26 +489,28 @@ fn weight_rows(
     weight: &Weight,
     form: Form,
 ) -> Result<(Rows, Residency)> {
-    let refuse = || context.refuse("the weight is not of a floating-point dtype");
-    let bitmask = matches!(form, Form::BitmaskRows | Form::BitmaskChunk);
-    if is_as_stored(linear) && weight.is_sparse() == bitmask {
+    let refuse = || context.refuse("the weight does not take this form");
+    let storage = form.storage();
+    if is_as_stored(linear) && weight.storage() == storage {
         let rows = Rows::new(weight).ok_or_else(refuse)?;
         return Ok((rows, Residency::Mapped));
     }
-    let encode = |w: &Weight| if bitmask { w.encode() } else { w.decode() };
+    let encode = |w: &Weight| w.store_as(storage).ok().as_ref().and_then(Rows::new);
     // One copy serves every number of columns.
     let key = format!(
-        "{}|rows|{bitmask}|{}",
-        context.unit.node.name, context.unit.inputs[1]
+        "{}|rows|{}|{}",
+        context.unit.node.name,
+        storage.name(),
+        context.unit.inputs[1]
     );
     let made = context.model.derived().get_or_make(&key, || {
         if is_as_stored(linear) {
-            return Rows::new(&encode(weight));
+            return encode(weight);
         }
         let matrix = Matrix::new(weight, !linear.trans_b, Scale::All(linear.alpha));
         let (outer, inner) = matrix.shape();
         let copy = Weight::from_f32(&[outer, inner], &matrix.dense());
-        Rows::new(&encode(&copy))
+        encode(&copy)
     });
     let rows = (*made).clone().ok_or_else(refuse)?;
     Ok((rows, Residency::Packed))

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: a vector is two `ymm`.
 
-use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, Task, first};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, TWO_OF_FOUR, Task, first};
 use std::arch::x86_64::*;
 
 /// The AVX2+FMA+F16C token.
@@ -28,6 +28,23 @@ static EXPAND: [[i32; 8]; 256] = {
                 table[bits][lane] = next;
                 next += 1;
             }
+            lane += 1;
+        }
+        bits += 1;
+    }
+    table
+};
+
+/// Lane indices of the two of each four lanes that a byte names, twice.
+static SELECT: [[i32; 8]; 256] = {
+    let mut table = [[0i32; 8]; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        let mut lane = 0;
+        while lane < 8 {
+            let group = lane / 2 % 2;
+            let two = TWO_OF_FOUR[bits >> (4 * group) & 15];
+            table[bits][lane] = (4 * group) as i32 + two[lane % 2] as i32;
             lane += 1;
         }
         bits += 1;
@@ -134,9 +151,11 @@ type V = (__m256, __m256);
 // are neither read nor written.
 unsafe impl Simd for Avx2 {
     type V = V;
+    type Places = [__m256i; 4];
     const MR: usize = 6;
     const NV: usize = 1;
     const MANY: bool = false;
+    const SELECT: usize = 8;
 
     #[inline(always)]
     unsafe fn call<T: Task>(task: T) {
@@ -261,6 +280,23 @@ unsafe impl Simd for Avx2 {
             let low = mask as u8;
             let rest = p.add(low.count_ones() as usize * E::SIZE);
             (expand8::<E>(p, low), expand8::<E>(rest, (mask >> 8) as u8))
+        }
+    }
+    #[inline(always)]
+    unsafe fn places(mask: u32) -> [__m256i; 4] {
+        let row = |byte: u8| SELECT[usize::from(byte)].as_ptr();
+        mask.to_le_bytes()
+            .map(|byte| unsafe { _mm256_loadu_si256(row(byte).cast()) })
+    }
+    #[inline(always)]
+    unsafe fn select(x: *const f32, places: [__m256i; 4]) -> V {
+        unsafe {
+            let two = |i: usize| {
+                let one =
+                    |i: usize| _mm256_permutevar8x32_ps(_mm256_loadu_ps(x.add(8 * i)), places[i]);
+                _mm256_blend_ps::<0xf0>(one(i), one(i + 1))
+            };
+            (two(0), two(2))
         }
     }
     #[inline(always)]

@@ -1,19 +1,47 @@
 //! AVX-512 (F, VL, BW, DQ): a vector is one `zmm`.
 
-use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, Task, first};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, TWO_OF_FOUR, Task, first};
 use std::arch::x86_64::*;
 
 /// The AVX-512 token; with `VBMI2` it has those instructions too, with `BF16` those and VNNI as well.
 #[derive(Clone, Copy)]
 pub struct Avx512<const VBMI2: bool, const BF16: bool>;
 
+/// The lanes that half bytes name, by their lower three bits: the fourth follows from them.
+static LANES_OF: [i64; 8] = {
+    let mut table = [0; 8];
+    let mut bits = 0;
+    while bits < 16u8 {
+        if bits.count_ones() == 2 {
+            let [a, b] = TWO_OF_FOUR[bits as usize];
+            table[(bits & 7) as usize] = a as i64 | (b as i64) << 32;
+        }
+        bits += 1;
+    }
+    table
+};
+
+/// The same as words, by half bytes.
+static WORDS_OF: [i32; 16] = {
+    let mut table = [0; 16];
+    let mut bits = 0;
+    while bits < 16 {
+        let [a, b] = TWO_OF_FOUR[bits];
+        table[bits] = a as i32 | (b as i32) << 16;
+        bits += 1;
+    }
+    table
+};
+
 // SAFETY: one intrinsic each, with the memory behaviour that `Simd` asks for; masked-off lanes
 // are neither read nor written.
 unsafe impl<const VBMI2: bool, const BF16: bool> Simd for Avx512<VBMI2, BF16> {
     type V = __m512;
+    type Places = __m512i;
     const MR: usize = 6;
     const NV: usize = 4;
     const MANY: bool = true;
+    const SELECT: usize = 8;
     const PAIRS: bool = VBMI2;
     const DOT: bool = VBMI2 && BF16;
     const BYTES: bool = VBMI2 && BF16;
@@ -163,6 +191,49 @@ unsafe impl<const VBMI2: bool, const BF16: bool> Simd for Avx512<VBMI2, BF16> {
             let even = _mm512_slli_epi32::<16>(words);
             let odd = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
             (_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd))
+        }
+    }
+    #[inline(always)]
+    unsafe fn places(mask: u32) -> __m512i {
+        unsafe {
+            let shifts = _mm512_setr_epi64(0, 4, 8, 12, 16, 20, 24, 28);
+            let groups = _mm512_srlv_epi64(_mm512_set1_epi32(mask as i32), shifts);
+            let table = _mm512_loadu_si512(LANES_OF.as_ptr().cast());
+            let lanes = _mm512_permutexvar_epi64(groups, table);
+            let first = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
+            _mm512_or_si512(lanes, first)
+        }
+    }
+    #[inline(always)]
+    unsafe fn select(x: *const f32, places: __m512i) -> __m512 {
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(LANES)));
+            _mm512_permutex2var_ps(low, places, high)
+        }
+    }
+    #[inline(always)]
+    unsafe fn word_places(mask: u64) -> __m512 {
+        unsafe {
+            // The byte from bit `4 * g` on, for each group; of its upper half nothing is used.
+            let fields =
+                _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+            let groups = _mm512_multishift_epi64_epi8(fields, _mm512_set1_epi64(mask as i64));
+            let table = _mm512_loadu_si512(WORDS_OF.as_ptr().cast());
+            let words = _mm512_permutexvar_epi32(groups, table);
+            let first = _mm512_or_si512(fields, _mm512_slli_epi32::<16>(fields));
+            _mm512_castsi512_ps(_mm512_or_si512(words, first))
+        }
+    }
+    #[inline(always)]
+    unsafe fn select_words(x: *const f32, places: __m512) -> __m512 {
+        unsafe {
+            let load = |x: *const f32| _mm512_castps_si512(_mm512_loadu_ps(x));
+            let places = _mm512_castps_si512(places);
+            _mm512_castsi512_ps(_mm512_permutex2var_epi16(
+                load(x),
+                places,
+                load(x.add(LANES)),
+            ))
         }
     }
     #[inline(always)]

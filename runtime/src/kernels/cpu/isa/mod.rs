@@ -30,7 +30,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, VL, BW and DQ.
     Avx512,
-    /// The same with VBMI2, which expands 16-bit values.
+    /// The same with VBMI and VBMI2, which expand 16-bit values.
     Avx512Vbmi2,
     /// The same with BF16 and VNNI, which multiply pairs of bfloat16 and fours of bytes.
     Avx512Bf16,
@@ -92,7 +92,9 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vbmi2 => {
-                Isa::Avx512.is_available() && is_x86_feature_detected!("avx512vbmi2")
+                Isa::Avx512.is_available()
+                    && is_x86_feature_detected!("avx512vbmi")
+                    && is_x86_feature_detected!("avx512vbmi2")
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => {
@@ -323,7 +325,7 @@ unsafe fn run_avx512(kernel: &Kernel, io: &Io<'_>) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(
-    enable = "avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
+    enable = "avx512vbmi,avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
 )]
 unsafe fn run_vbmi2(linear: &Linear, io: &Io<'_>) {
     // SAFETY: the caller's promise; the features are enabled here.
@@ -332,7 +334,7 @@ unsafe fn run_vbmi2(linear: &Linear, io: &Io<'_>) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(
-    enable = "avx512bf16,avx512vnni,avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
+    enable = "avx512bf16,avx512vnni,avx512vbmi,avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
 )]
 unsafe fn run_bf16(kernel: &Kernel, io: &Io<'_>) {
     // SAFETY: the caller's promise; the features are enabled here.

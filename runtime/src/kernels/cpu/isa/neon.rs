@@ -1,6 +1,6 @@
 //! NEON, the baseline of 64-bit ARM: a vector is four quads.
 
-use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, Task};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, TWO_OF_FOUR, Task};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -19,6 +19,23 @@ static WORDS: Table<[[u8; 16]; 256]> = Table(spread::<8, 256>());
 
 /// Bytes that expand a packed prefix of 32-bit values to the set bits of four.
 static QUADS: Table<[[u8; 16]; 16]> = Table(spread::<4, 16>());
+
+/// Bytes of the two of each four f32 that a byte names, of eight.
+static SELECT: Table<[[u8; 16]; 256]> = Table({
+    let mut table = [[0; 16]; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        let mut byte = 0;
+        while byte < 16 {
+            let (group, lane) = (byte / 8, byte / 4 % 2);
+            let from = 4 * group as u8 + TWO_OF_FOUR[bits >> (4 * group) & 15][lane];
+            table[bits][byte] = 4 * from + (byte % 4) as u8;
+            byte += 1;
+        }
+        bits += 1;
+    }
+    table
+});
 
 /// Set bits of a byte.
 static COUNT: Table<[u8; 256]> = Table({
@@ -323,11 +340,13 @@ unsafe fn transpose4(v: [float32x4_t; 4]) -> [float32x4_t; 4] {
 // are neither read nor written.
 unsafe impl Simd for Neon {
     type V = V;
+    type Places = [uint8x16_t; 4];
     // 24 quads of sums, four of activations and the weights: all 32 registers. Fewer rows load more
     // for each product, and more do not fit.
     const MR: usize = 6;
     const NV: usize = 1;
     const MANY: bool = false;
+    const SELECT: usize = 2;
 
     #[inline(always)]
     unsafe fn call<T: Task>(task: T) {
@@ -533,6 +552,22 @@ unsafe impl Simd for Neon {
     #[inline(always)]
     fn count(mask: u16) -> usize {
         count(mask as u8) + count((mask >> 8) as u8)
+    }
+    #[inline(always)]
+    unsafe fn places(mask: u32) -> [uint8x16_t; 4] {
+        mask.to_le_bytes()
+            .map(|byte| unsafe { vld1q_u8(SELECT.0[usize::from(byte)].as_ptr()) })
+    }
+    #[inline(always)]
+    unsafe fn select(x: *const f32, places: [uint8x16_t; 4]) -> V {
+        unsafe {
+            let four = |i: usize| {
+                let quad = |at: usize| vreinterpretq_u8_f32(vld1q_f32(x.add(8 * i + at)));
+                let eight = uint8x16x2_t(quad(0), quad(4));
+                vreinterpretq_f32_u8(vqtbl2q_u8(eight, places[i]))
+            };
+            float32x4x4_t(four(0), four(1), four(2), four(3))
+        }
     }
     #[inline(always)]
     unsafe fn transpose(v: [V; LANES]) -> [V; LANES] {

@@ -1,6 +1,6 @@
 //! Portable code, compiled everywhere: the oracle of the other instruction sets.
 
-use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, TWO_OF_FOUR};
 use half::{bf16, f16};
 
 /// Sixteen f32 in an array.
@@ -17,9 +17,11 @@ fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
 // SAFETY: plain Rust; pointers are read and written only in the lanes of the mask.
 unsafe impl Simd for Scalar {
     type V = V;
+    type Places = u32;
     const MR: usize = 4;
     const NV: usize = 1;
     const MANY: bool = false;
+    const SELECT: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> V {
@@ -140,6 +142,19 @@ unsafe impl Simd for Scalar {
                 next = next.add(E::SIZE);
                 x
             }
+        })
+    }
+    #[inline(always)]
+    unsafe fn places(mask: u32) -> u32 {
+        mask
+    }
+    #[inline(always)]
+    unsafe fn select(x: *const f32, places: u32) -> V {
+        std::array::from_fn(|i| {
+            let group = places >> (i / 2 * 4) & 15;
+            let lane = TWO_OF_FOUR[group as usize][i % 2];
+            // SAFETY: the caller gives 32 readable elements.
+            unsafe { x.add(i / 2 * 4 + usize::from(lane)).read_unaligned() }
         })
     }
     #[inline(always)]

@@ -72,6 +72,21 @@ impl Product for Numbers {
         unsafe {
             let mut sums = [[[S::splat(0.0); N]; M]; U];
             let mut k = 0;
+            while C::is_half() && N <= S::SELECT && k + 2 * LANES <= inner {
+                let mut v = [w[0].half::<S>(); M];
+                w[0].prefetch::<S>(ahead);
+                for m in 1..M {
+                    v[m] = w[m].half::<S>();
+                    w[m].prefetch::<S>(ahead);
+                }
+                for i in 0..N {
+                    let x = x[i].add(k);
+                    for m in 0..M {
+                        sums[0][m][i] = S::fma(v[m].0, S::select(x, v[m].1), sums[0][m][i]);
+                    }
+                }
+                k += 2 * LANES;
+            }
             while C::has_pairs::<S>() && k + 2 * LANES <= inner {
                 for w in &w {
                     w.prefetch::<S>(ahead);
@@ -140,6 +155,21 @@ impl Product for Words {
         unsafe {
             let mut sums = [[[S::splat(0.0); N]; M]; U];
             let mut k = 0;
+            while C::is_half() && N <= S::SELECT && k + 4 * LANES <= inner {
+                let mut v = [w[0].half_words::<S>(); M];
+                w[0].prefetch::<S>(ahead);
+                for m in 1..M {
+                    v[m] = w[m].half_words::<S>();
+                    w[m].prefetch::<S>(ahead);
+                }
+                for i in 0..N {
+                    let x = x[i].add(k / 2);
+                    for m in 0..M {
+                        sums[0][m][i] = S::dot(v[m].0, S::select_words(x, v[m].1), sums[0][m][i]);
+                    }
+                }
+                k += 4 * LANES;
+            }
             while k + U * 2 * LANES <= inner {
                 for (u, sums) in sums.iter_mut().enumerate() {
                     for w in &w {

@@ -1,31 +1,34 @@
-//! Rows in the bitmask encoding.
+//! Rows in the bitmask encodings: any elements, or two of each four columns.
 
 use super::{Cursor, Layout, Rows, SLACK, Source, prefetch_part, start};
-use crate::kernels::cpu::simd::{Element, I8, Kind, Simd};
+use crate::kernels::cpu::simd::{Element, I8, Kind, LANES, Simd};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// The bitmask encoding.
+/// The bitmask encoding; with `HALF` two of each four columns are stored.
 #[derive(Clone, Copy)]
-pub(super) struct Masked<E> {
+pub(super) struct Masked<E, const HALF: bool> {
     mask: *const u8,
     stride: usize,
     /// Where the weight's first value is, or would be if the block's copy were all of it.
     values: *const u8,
+    /// Where each row starts, if it is not known.
     offsets: *const u8,
+    /// Values of a row, if that is known.
+    half: usize,
     element: PhantomData<E>,
 }
 
 /// A place in a bitmask row.
 #[derive(Clone, Copy)]
-pub(super) struct MaskCursor<E> {
+pub(super) struct MaskCursor<E, const HALF: bool> {
     mask: *const u8,
     values: *const u8,
     element: PhantomData<E>,
 }
 
-impl<E: Element> Source for Masked<E> {
-    type Cursor = MaskCursor<E>;
+impl<E: Element, const HALF: bool> Source for Masked<E, HALF> {
+    type Cursor = MaskCursor<E, HALF>;
 
     #[inline(always)]
     unsafe fn of(rows: &Rows, block: Range<usize>, scratch: *mut f32) -> Self {
@@ -38,10 +41,11 @@ impl<E: Element> Source for Masked<E> {
         // SAFETY: the caller's promise.
         let whole = unsafe { Self::whole(rows) };
         let stored = values.len() / E::SIZE;
-        let end = start(offsets, block.end, stored);
+        let (offsets, inner) = (offsets.as_deref(), rows.inner);
+        let end = start(offsets, block.end, inner, stored);
         let mut base = whole.values;
         if end + SLACK > stored {
-            let first = start(offsets, block.start, stored);
+            let first = start(offsets, block.start, inner, stored);
             let scratch = scratch.cast::<u8>();
             // SAFETY: the weight's offsets were checked against its values; the scratch holds every
             // element of the block and the slack.
@@ -72,16 +76,22 @@ impl<E: Element> Source for Masked<E> {
             mask: mask.as_ptr(),
             stride: rows.inner.div_ceil(8),
             values: values.as_ptr(),
-            offsets: offsets.as_ptr(),
+            offsets: offsets.as_ref().map_or(std::ptr::null(), |o| o.as_ptr()),
+            half: rows.inner / 2,
             element: PhantomData,
         }
     }
 
     #[inline(always)]
-    unsafe fn row(&self, row: usize) -> MaskCursor<E> {
-        // SAFETY: there is an offset for each row.
-        let start = unsafe { self.offsets.add(row * 8).cast::<i64>().read_unaligned() };
-        let start = i64::from_le(start) as usize;
+    unsafe fn row(&self, row: usize) -> MaskCursor<E, HALF> {
+        let start = match HALF {
+            true => row * self.half,
+            false => {
+                // SAFETY: there is an offset for each row.
+                let start = unsafe { self.offsets.add(row * 8).cast::<i64>().read_unaligned() };
+                i64::from_le(start) as usize
+            }
+        };
         MaskCursor {
             mask: self.mask.wrapping_add(row * self.stride),
             values: self.values.wrapping_add(start * E::SIZE),
@@ -102,14 +112,15 @@ impl<E: Element> Source for Masked<E> {
         let (stride, stored) = (rows.inner.div_ceil(8), values.len() / E::SIZE);
         let bytes = block.start * stride..block.end * stride;
         prefetch_part::<S>(mask.as_ptr(), bytes, part, parts);
-        let first = start(offsets, block.start, stored);
-        let end = start(offsets, block.end, stored);
+        let offsets = offsets.as_deref();
+        let first = start(offsets, block.start, rows.inner, stored);
+        let end = start(offsets, block.end, rows.inner, stored);
         let bytes = first * E::SIZE..end * E::SIZE;
         prefetch_part::<S>(values.as_ptr(), bytes, part, parts);
     }
 }
 
-impl<E: Element> Cursor for MaskCursor<E> {
+impl<E: Element, const HALF: bool> Cursor for MaskCursor<E, HALF> {
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self) -> S::V {
         // SAFETY: the caller's promise; whole vectors may be read, as `Source::of` saw to.
@@ -117,7 +128,11 @@ impl<E: Element> Cursor for MaskCursor<E> {
             let bits = u16::from_le(self.mask.cast::<u16>().read_unaligned());
             self.mask = self.mask.add(2);
             let v = S::expand::<E>(self.values, bits);
-            self.values = self.values.add(S::count(bits) * E::SIZE);
+            let count = match HALF {
+                true => LANES / 2,
+                false => S::count(bits),
+            };
+            self.values = self.values.add(count * E::SIZE);
             v
         }
     }
@@ -136,7 +151,7 @@ impl<E: Element> Cursor for MaskCursor<E> {
 
     #[inline(always)]
     fn has_pairs<S: Simd>() -> bool {
-        S::PAIRS && E::KIND == Kind::Bf16
+        !HALF && S::PAIRS && E::KIND == Kind::Bf16
     }
 
     #[inline(always)]
@@ -148,6 +163,35 @@ impl<E: Element> Cursor for MaskCursor<E> {
             let v = S::expand_pairs(self.values, bits);
             self.values = self.values.add(bits.count_ones() as usize * E::SIZE);
             v
+        }
+    }
+
+    #[inline(always)]
+    fn is_half() -> bool {
+        HALF
+    }
+
+    #[inline(always)]
+    unsafe fn half<S: Simd>(&mut self) -> (S::V, S::Places) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bits = u32::from_le(self.mask.cast::<u32>().read_unaligned());
+            let v = S::widen::<E>(self.values);
+            self.mask = self.mask.add(4);
+            self.values = self.values.add(LANES * E::SIZE);
+            (v, S::places(bits))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn half_words<S: Simd>(&mut self) -> (S::V, S::V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bits = u64::from_le(self.mask.cast::<u64>().read_unaligned());
+            let v = S::words(self.values, 2 * LANES);
+            self.mask = self.mask.add(8);
+            self.values = self.values.add(2 * LANES * E::SIZE);
+            (v, S::word_places(bits))
         }
     }
 
@@ -171,7 +215,11 @@ impl<E: Element> Cursor for MaskCursor<E> {
             }
             self.mask = self.mask.wrapping_add(4);
             let v = S::expand_words(self.values, bits);
-            self.values = self.values.add(bits.count_ones() as usize * E::SIZE);
+            let count = match HALF {
+                true => n / 2,
+                false => bits.count_ones() as usize,
+            };
+            self.values = self.values.add(count * E::SIZE);
             v
         }
     }
@@ -183,7 +231,7 @@ impl<E: Element> Cursor for MaskCursor<E> {
     }
 }
 
-impl MaskCursor<I8> {
+impl MaskCursor<I8, false> {
     /// The next `n <= 64` bytes; others are 0.
     ///
     /// # Safety

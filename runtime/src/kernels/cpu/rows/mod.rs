@@ -1,4 +1,4 @@
-//! Weight rows as the model holds them: dense or bitmask, of any float type, at any alignment.
+//! Weight rows as the model holds them: dense, bitmask or 2:4, of any float type, at any alignment.
 
 mod dense;
 mod masked;
@@ -39,8 +39,9 @@ enum Layout {
     Bitmask {
         mask: Bytes,
         values: Bytes,
-        /// Where each row starts in `values`, in elements; i64.
-        offsets: Bytes,
+        /// Where each row starts in `values`, in elements; i64. `None` where two of each four columns are
+        /// stored.
+        offsets: Option<Bytes>,
     },
 }
 
@@ -52,7 +53,8 @@ impl Rows {
             Encoding::Dense(_) => outer,
             Encoding::Bitmask(b) => {
                 let stored = b.values.len() / weight.dtype().size();
-                let end = |row: usize| start(&b.row_offsets, row + 1, stored);
+                let offsets = b.row_offsets.as_deref();
+                let end = |row: usize| start(offsets, row + 1, inner, stored);
                 let fits = |row: usize| end(row) + SLACK <= stored;
                 outer - (0..outer).rev().take_while(|&r| !fits(r)).count()
             }
@@ -123,7 +125,7 @@ impl Rows {
                     mask,
                     values,
                     offsets,
-                } => mask.len() + values.len() + offsets.len(),
+                } => mask.len() + values.len() + offsets.as_ref().map_or(0, |o| o.len()),
             }
     }
 
@@ -144,10 +146,15 @@ impl Rows {
                 (Layout::Dense(_), DType::F16) => visit.rows::<Dense<F16>>(),
                 (Layout::Dense(_), DType::BF16) => visit.rows::<Dense<Bf16>>(),
                 (Layout::Dense(_), _) => visit.rows::<Dense<F32>>(),
-                (Layout::Bitmask { .. }, DType::F16) => visit.rows::<Masked<F16>>(),
-                (Layout::Bitmask { .. }, DType::BF16) => visit.rows::<Masked<Bf16>>(),
+                (Layout::Bitmask { offsets: None, .. }, dtype) => match dtype {
+                    DType::F16 => visit.rows::<Masked<F16, true>>(),
+                    DType::BF16 => visit.rows::<Masked<Bf16, true>>(),
+                    _ => visit.rows::<Masked<F32, true>>(),
+                },
+                (Layout::Bitmask { .. }, DType::F16) => visit.rows::<Masked<F16, false>>(),
+                (Layout::Bitmask { .. }, DType::BF16) => visit.rows::<Masked<Bf16, false>>(),
                 (Layout::Bitmask { .. }, DType::I8) => visit.rows::<Scaled>(),
-                (Layout::Bitmask { .. }, _) => visit.rows::<Masked<F32>>(),
+                (Layout::Bitmask { .. }, _) => visit.rows::<Masked<F32, false>>(),
             }
         }
     }
@@ -158,7 +165,10 @@ const SLACK: usize = 4 * LANES;
 
 /// Where row `row` starts, in elements.
 #[inline(always)]
-fn start(offsets: &[u8], row: usize, stored: usize) -> usize {
+fn start(offsets: Option<&[u8]>, row: usize, inner: usize, stored: usize) -> usize {
+    let Some(offsets) = offsets else {
+        return row * (inner / 2);
+    };
     match offsets.as_chunks::<8>().0.get(row) {
         Some(bytes) => i64::from_le_bytes(*bytes) as usize,
         None => stored,
@@ -228,6 +238,27 @@ pub(super) trait Cursor: Copy {
     /// The CPU has the features of `S`; the row has 32 more weights, and pairs.
     unsafe fn next_pairs<S: Simd>(&mut self) -> (S::V, S::V) {
         unreachable!("only called where there are pairs")
+    }
+
+    /// Whether two weights of each four columns are stored, and [`half`](Cursor::half) is there.
+    fn is_half() -> bool {
+        false
+    }
+
+    /// The sixteen weights that are stored of the next 32, and where they stand.
+    ///
+    /// # Safety
+    /// The CPU has the features of `S`; the row has 32 more weights, of which half are stored.
+    unsafe fn half<S: Simd>(&mut self) -> (S::V, S::Places) {
+        unreachable!("only called where half of the weights are stored")
+    }
+
+    /// The 32 words that are stored of the next 64, and where they stand.
+    ///
+    /// # Safety
+    /// As [`half`](Cursor::half), for 64 weights, and words.
+    unsafe fn half_words<S: Simd>(&mut self) -> (S::V, S::V) {
+        unreachable!("only called where half of the weights are stored")
     }
 
     /// Whether [`words`](Cursor::words) is there.

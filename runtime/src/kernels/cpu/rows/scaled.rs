@@ -8,7 +8,7 @@ use std::ops::Range;
 /// The encoding.
 #[derive(Clone, Copy)]
 pub(super) struct Scaled {
-    bytes: Masked<I8>,
+    bytes: Masked<I8, false>,
     scales: *const u8,
     /// Groups of a row.
     groups: usize,
@@ -18,7 +18,7 @@ pub(super) struct Scaled {
 /// A place in a row.
 #[derive(Clone, Copy)]
 pub(super) struct ScaledCursor {
-    bytes: MaskCursor<I8>,
+    bytes: MaskCursor<I8, false>,
     /// The row's scales.
     scales: *const u8,
     /// Binary digits of a group's columns.
@@ -28,7 +28,7 @@ pub(super) struct ScaledCursor {
 
 impl Scaled {
     #[inline(always)]
-    fn new(rows: &Rows, bytes: Masked<I8>) -> Scaled {
+    fn new(rows: &Rows, bytes: Masked<I8, false>) -> Scaled {
         let Some(Scaling { group, scales }) = &rows.scaling else {
             unreachable!("the caller's promise")
         };
@@ -70,7 +70,7 @@ impl Source for Scaled {
     #[inline(always)]
     unsafe fn prefetch<S: Simd>(rows: &Rows, block: Range<usize>, part: usize, parts: usize) {
         // SAFETY: the caller's promise.
-        unsafe { Masked::<I8>::prefetch::<S>(rows, block, part, parts) }
+        unsafe { Masked::<I8, false>::prefetch::<S>(rows, block, part, parts) }
     }
 }
 
