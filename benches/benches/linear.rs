@@ -1,10 +1,12 @@
 //! Linear layers of language models from the model's own bytes: dtypes, densities, columns, threads,
-//! with the weights in the caches (`warm`) and read from memory (`cold`: many copies in turn).
+//! with the weights in the caches (`warm`) and read from memory (`cold`: many copies in turn), and inputs rounded
+//! to bfloat16 (`rounded`).
 //!
 //! `cargo bench -p lacuna-bench --bench linear -- '576x576/bf16/d0.5/n1/.*cold'` runs a part of them.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use lacuna::model::{Bitmask, Bytes, Dim, Encoding, Graph, Input, Node, Op, Weights};
+use lacuna::model::{Bitmask, Bytes, Dim, Encoding, Graph, Input, Node, Op, Storage, Weights};
+use lacuna::plan::{Form, Forms, Variant};
 use lacuna::{DType, Model, Session, SessionOptions, Tensor, TensorView, TensorViewMut, Weight};
 use lacuna_bench::normal;
 use lacuna_bench::shapes::LINEAR;
@@ -93,6 +95,22 @@ fn model(weight: &Weight, columns: usize, layers: usize) -> lacuna::Result<Model
     Model::new(graph, weights)
 }
 
+/// The forms that execute a weight of 16 bits as it is stored; a small model's would be decoded.
+fn forms(model: &Model) -> Forms {
+    let asked = |w: &Weight| match w.storage() {
+        Storage::Dense => [Form::DenseRows, Form::DenseChunk],
+        Storage::Bitmask => [Form::BitmaskRows, Form::BitmaskChunk],
+        Storage::TwoFour => [Form::TwoOfFourRows, Form::TwoOfFourChunk],
+    };
+    let halves = model
+        .weights()
+        .iter()
+        .filter(|(_, w)| w.dtype() != DType::F32);
+    halves
+        .map(|(n, w)| (n.clone(), asked(w).map(Variant::plain).to_vec()))
+        .collect()
+}
+
 fn layer(
     c: &mut Criterion,
     name: &str,
@@ -103,6 +121,8 @@ fn layer(
 ) {
     let options = SessionOptions {
         threads,
+        forms: forms(model),
+        round_inputs: name.ends_with("rounded"),
         ..SessionOptions::default()
     };
     let mut session = match Session::new(model, options) {
@@ -142,10 +162,15 @@ fn all(c: &mut Criterion) {
                             Ok(model) => model,
                             Err(e) => panic!("{outer}x{inner}: {e}"),
                         };
-                        for threads in [1, 2] {
+                        let rounded = ["", "-rounded"];
+                        let rounded = &rounded[..1 + usize::from(dtype == DType::BF16)];
+                        for (threads, rounded) in [1, 2]
+                            .into_iter()
+                            .flat_map(|t| rounded.iter().map(move |r| (t, r)))
+                        {
                             let dtype = dtype.name().to_lowercase();
                             let name = format!(
-                                "{outer}x{inner}/{dtype}/{}/n{columns}/t{threads}/{place}",
+                                "{outer}x{inner}/{dtype}/{}/n{columns}/t{threads}/{place}{rounded}",
                                 density.0
                             );
                             layer(c, &name, &model, threads, &x, [columns, inner]);

@@ -261,11 +261,13 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
             let near = 0.05 * rows * cols * (2.5 + 0.5 * columns) + 0.05 * element * nonzeros;
             far(near, bytes, MAPPED)
         }
-        // The same, and inputs are selected in the place of an expansion.
+        // Inputs are selected in the place of an expansion, for each column.
         Form::TwoOfFourRows => {
-            let stored = rows * cols / 2.0;
-            let bytes = rows * cols / 8.0 + element * stored;
-            let near = 0.05 * rows * cols * (1.5 + 0.5 * columns) + 0.05 * element * stored;
+            let bytes = rows * cols / 8.0 + element * rows * cols / 2.0;
+            let near = match layer.columns {
+                ..=4 => rows * cols * (0.09 + 0.045 * columns),
+                _ => rows * cols * (0.225 + 0.025 * columns),
+            };
             far(near, bytes, MAPPED)
         }
         // As the dense panel, and for each pass a vector that is read, converted and stored.
@@ -273,8 +275,13 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
             rows * cols * (0.91 * vectors + 0.15 * passes as f64)
                 + traffic(element * rows * cols, passes)
         }
-        // The same with an expansion.
-        Form::BitmaskChunk | Form::TwoOfFourChunk => {
+        // For each stored weight a load by vector as well.
+        Form::TwoOfFourChunk => {
+            rows * cols * (0.66 * vectors + 0.2 * passes as f64)
+                + traffic(rows * cols / 8.0 + element * rows * cols / 2.0, passes)
+        }
+        // As the dense chunk, with an expansion.
+        Form::BitmaskChunk => {
             rows * cols * (0.91 * vectors + 0.25 * passes as f64)
                 + traffic(rows * cols / 8.0 + element * nonzeros, passes)
         }

@@ -32,7 +32,7 @@ pub enum Form {
     BitmaskChunk,
     /// Two weights of each four columns, as dot products with the inputs that they select.
     TwoOfFourRows,
-    /// The same expanded to every element, a block at a time for all columns.
+    /// The same at many columns: each weight, or pair of them, with the lines of a packed panel that it selects.
     TwoOfFourChunk,
 }
 
@@ -97,7 +97,7 @@ impl Form {
             Form::BitmaskRows => "the bitmask",
             Form::BitmaskChunk => "the bitmask, expanded",
             Form::TwoOfFourRows => "two of each four",
-            Form::TwoOfFourChunk => "two of each four, expanded",
+            Form::TwoOfFourChunk => "two of each four, over a panel",
         }
     }
 

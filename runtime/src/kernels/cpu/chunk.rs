@@ -3,7 +3,10 @@
 //!
 //! Columns come in passes of up to a few hundred. A pass packs its activations once, as panels of up
 //! to 64 columns `[inner, columns]`; each block of rows keeps its sums in scratch until the last chunk
-//! and is then written out, transposed.
+//! and is then written out, transposed. Weights of which two of each four columns are stored are not expanded:
+//! see `select`.
+
+mod select;
 
 use super::rows::{Cursor, Rows, Source, Visit};
 use super::simd::{LANES, Simd, first};
@@ -84,7 +87,12 @@ impl Chunk {
 
     /// Scratch elements of one thread.
     pub fn scratch_len(&self) -> usize {
-        BLOCK * STRIDE + (BLOCK + self.rows.inner()) * self.pass + self.rows.scratch_len(BLOCK)
+        let inner = self.rows.inner();
+        let lines = match self.rounded && self.rows.is_two_of_four() {
+            true => inner.max(select::word_lines(inner)),
+            false => inner,
+        };
+        BLOCK * STRIDE + (BLOCK + lines) * self.pass + self.rows.scratch_len(BLOCK)
     }
 
     /// Runs this member's share of the outputs.
@@ -168,9 +176,19 @@ impl<S: Simd> Visit<S> for Run<'_> {
 impl Run<'_> {
     #[inline(always)]
     unsafe fn pass<S: Simd, R: Source, const WORDS: bool>(&self, pass: &Pass) {
-        let (rows, depth) = (&self.chunk.rows, self.chunk.depth);
-        // With words an element of everything below is a pair of them.
-        let (outer, inner) = (rows.outer(), rows.inner().div_ceil(1 + usize::from(WORDS)));
+        let rows = &self.chunk.rows;
+        // Lines of a panel: with words of pairs of columns, with both of six pairs of each four.
+        let half = R::Cursor::HALF;
+        let (inner, depth) = match (WORDS, half) {
+            (true, true) => (
+                select::word_lines(rows.inner()),
+                select::depth(self.chunk.depth, true),
+            ),
+            (true, false) => (rows.inner().div_ceil(2), self.chunk.depth),
+            (false, true) => (rows.inner(), select::depth(self.chunk.depth, false)),
+            (false, false) => (rows.inner(), self.chunk.depth),
+        };
+        let outer = rows.outer();
         let chunks = inner.div_ceil(depth).max(1);
         // SAFETY: the plan sized input, output and scratch; the parts of the scratch follow each other.
         unsafe {
@@ -179,7 +197,7 @@ impl Run<'_> {
             let packed = sums.add(BLOCK * self.chunk.pass);
             let copy = packed.add(inner * self.chunk.pass);
             match WORDS {
-                true => self.pack_words::<S>(pass, packed),
+                true => self.pack_words::<S, R>(pass, packed),
                 false => self.pack::<S>(pass, packed),
             }
             for block in self.blocks.clone() {
@@ -192,14 +210,20 @@ impl Run<'_> {
                     let from = chunk * depth;
                     let len = depth.min(inner - from);
                     R::prefetch::<S>(rows, next.clone(), chunk, chunks);
-                    for (r, cursor) in cursors.iter_mut().enumerate().take(range.len()) {
-                        let out = weights.add(r * STRIDE);
-                        match WORDS {
-                            true => {
+                    let filled = match half {
+                        true => range.len().next_multiple_of(select::ROWS),
+                        false => range.len(),
+                    };
+                    for (r, cursor) in cursors.iter_mut().enumerate().take(filled) {
+                        let stride = if half { select::stride(WORDS) } else { STRIDE };
+                        let out = weights.add(r * stride);
+                        match (WORDS, R::Cursor::HALF) {
+                            (_, true) => select::entries::<S, R::Cursor, WORDS>(cursor, len, out),
+                            (true, _) => {
                                 let len = (2 * len).min(rows.inner() - 2 * from);
                                 expand_words::<S, R::Cursor>(cursor, len, out);
                             }
-                            false => expand::<S, R::Cursor>(cursor, len, out),
+                            (false, _) => expand::<S, R::Cursor>(cursor, len, out),
                         }
                     }
                     for p in 0..pass.panels {
@@ -215,6 +239,10 @@ impl Run<'_> {
                             depth: len,
                             first: chunk == 0,
                         };
+                        if R::Cursor::HALF {
+                            tile.select::<S, WORDS>(columns.len());
+                            continue;
+                        }
                         match (S::MANY, columns.len()) {
                             (true, 1) => tile.block::<S, 12, 1, 1, WORDS>(),
                             (true, 2) => tile.block::<S, 12, 2, 2, WORDS>(),
@@ -270,9 +298,14 @@ impl Run<'_> {
 
     /// The same of bfloat16 words: a line holds two inner elements of every column.
     #[inline(always)]
-    unsafe fn pack_words<S: Simd>(&self, pass: &Pass, packed: *mut f32) {
+    unsafe fn pack_words<S: Simd, R: Source>(&self, pass: &Pass, packed: *mut f32) {
         let inner = self.chunk.rows.inner();
         let pairs = inner.div_ceil(2);
+        let all = if R::Cursor::HALF {
+            select::word_lines(inner)
+        } else {
+            pairs
+        };
         for p in 0..pass.panels {
             let columns = pass.panel(p);
             let width = columns.len() * LANES;
@@ -281,8 +314,7 @@ impl Run<'_> {
                 // SAFETY: as `pack`, with half as many lines.
                 unsafe {
                     let x = self.io.inputs[0].add((pass.first + v * LANES) * inner);
-                    let out =
-                        packed.add(columns.start * pairs * LANES + (v - columns.start) * LANES);
+                    let out = packed.add(columns.start * all * LANES + (v - columns.start) * LANES);
                     for k in (0..pairs).step_by(LANES) {
                         let left = inner - 2 * k;
                         let high = left.saturating_sub(LANES);
@@ -295,6 +327,11 @@ impl Run<'_> {
                             );
                         }
                         let lines = S::transpose(rows);
+                        if R::Cursor::HALF {
+                            let out = out.add(select::word_lines(2 * k) * width);
+                            select::store_pairs::<S>(&lines[..LANES.min(pairs - k)], out, width);
+                            continue;
+                        }
                         for (i, line) in lines.into_iter().enumerate().take(pairs - k) {
                             S::store(out.add((k + i) * width), line);
                         }

@@ -181,6 +181,8 @@ pub unsafe trait Simd: Copy {
     unsafe fn places(mask: u32) -> Self::Places;
     /// Of 32 elements at `x` the sixteen at these places, in their order.
     unsafe fn select(x: *const f32, places: Self::Places) -> Self::V;
+    /// Writes where the sixteen are, counted from `first`.
+    unsafe fn store_places(places: Self::Places, first: u32, out: *mut u32);
     /// As [`places`](Simd::places), of 64 words.
     #[inline(always)]
     unsafe fn word_places(_: u64) -> Self::V {
@@ -189,6 +191,17 @@ pub unsafe trait Simd: Copy {
     /// Of 64 words at `x` the 32 at these places, in their order.
     #[inline(always)]
     unsafe fn select_words(_: *const f32, _: Self::V) -> Self::V {
+        unreachable!("only called where `DOT`")
+    }
+    /// Of two pairs of words in each lane, the first ones in `low`, the six pairs that [`PAIRS_OF_FOUR`] lists.
+    #[inline(always)]
+    unsafe fn word_pairs(_: Self::V, _: Self::V) -> [Self::V; 6] {
+        unreachable!("only called where `DOT`")
+    }
+    /// Writes for each of the sixteen half bytes of `mask` which of its six pairs it names, counted from
+    /// `first`, six for each half byte.
+    #[inline(always)]
+    unsafe fn store_pairs(_: u64, _: u32, _: *mut u32) {
         unreachable!("only called where `DOT`")
     }
     /// Two vectors of `N` columns lie at `x`, all columns' first ones before their second ones. For each column:
@@ -274,6 +287,9 @@ pub const TWO_OF_FOUR: [[u8; 2]; 16] = {
     }
     table
 };
+
+/// The half bytes with two bits.
+pub const PAIRS_OF_FOUR: [u8; 6] = [0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100];
 
 /// The mask of the first `n` lanes; all for `n >= 16`.
 #[inline(always)]

@@ -400,10 +400,14 @@ pub(super) fn linear(
                 });
                 (kernel, residency, bytes, macs, name)
             } else {
-                let (m, v) = context.options.isa.chunk_tile();
+                let set = context.options.isa;
+                let ((m, v), macs) = match variant.form {
+                    Form::TwoOfFourChunk => (set.select_tile(), rows.stored()),
+                    _ => (set.chunk_tile(), outer * inner),
+                };
                 let name = format!("{operands}_linear_{form}_chunk_{m}x{v}_{isa}");
                 let kernel = Chunk::new(rows, bias.into(), columns, tokens, rounded, unit.clamp);
-                (Kernel::Chunk(kernel), residency, bytes, outer * inner, name)
+                (Kernel::Chunk(kernel), residency, bytes, macs, name)
             }
         }
     };

@@ -300,6 +300,16 @@ unsafe impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_places(places: [__m256i; 4], first: u32, out: *mut u32) {
+        for (i, places) in places.into_iter().enumerate() {
+            unsafe {
+                let first = _mm_set1_epi32((first + 8 * i as u32) as i32);
+                let four = _mm_add_epi32(_mm256_castsi256_si128(places), first);
+                _mm_storeu_si128(out.add(4 * i).cast(), four);
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn lookup<const N: usize>(x: *const f32, indices: *const u8) -> [V; N] {
         unsafe {
             let low = places::<N>(_mm_loadl_epi64(indices.cast()));

@@ -1,6 +1,8 @@
 //! AVX-512 (F, VL, BW, DQ): a vector is one `zmm`.
 
-use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, TWO_OF_FOUR, Task, first};
+use crate::kernels::cpu::simd::{
+    Element, Kind, LANES, PAIRS_OF_FOUR, Simd, TWO_OF_FOUR, Task, first,
+};
 use std::arch::x86_64::*;
 
 /// The AVX-512 token; with `VBMI2` it has those instructions too, with `BF16` those and VNNI as well.
@@ -33,6 +35,17 @@ static WORDS_OF: [i32; 16] = {
     table
 };
 
+/// Which of its six pairs a half byte names.
+static PAIR_OF: [i32; 16] = {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 6 {
+        table[PAIRS_OF_FOUR[i] as usize] = i as i32;
+        i += 1;
+    }
+    table
+};
+
 // SAFETY: one intrinsic each, with the memory behaviour that `Simd` asks for; masked-off lanes
 // are neither read nor written.
 unsafe impl<const VBMI2: bool, const BF16: bool> Simd for Avx512<VBMI2, BF16> {
@@ -41,7 +54,7 @@ unsafe impl<const VBMI2: bool, const BF16: bool> Simd for Avx512<VBMI2, BF16> {
     const MR: usize = 6;
     const NV: usize = 4;
     const MANY: bool = true;
-    const SELECT: usize = 8;
+    const SELECT: usize = 4;
     const PAIRS: bool = VBMI2;
     const DOT: bool = VBMI2 && BF16;
     const BYTES: bool = VBMI2 && BF16;
@@ -212,16 +225,49 @@ unsafe impl<const VBMI2: bool, const BF16: bool> Simd for Avx512<VBMI2, BF16> {
         }
     }
     #[inline(always)]
+    unsafe fn store_places(places: __m512i, first: u32, out: *mut u32) {
+        unsafe {
+            let places = _mm512_add_epi32(places, _mm512_set1_epi32(first as i32));
+            _mm512_storeu_si512(out.cast(), places);
+        }
+    }
+    #[inline(always)]
     unsafe fn word_places(mask: u64) -> __m512 {
         unsafe {
-            // The byte from bit `4 * g` on, for each group; of its upper half nothing is used.
-            let fields =
-                _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
-            let groups = _mm512_multishift_epi64_epi8(fields, _mm512_set1_epi64(mask as i64));
-            let table = _mm512_loadu_si512(WORDS_OF.as_ptr().cast());
-            let words = _mm512_permutexvar_epi32(groups, table);
-            let first = _mm512_or_si512(fields, _mm512_slli_epi32::<16>(fields));
+            let words = of_groups(mask, &WORDS_OF);
+            let first = _mm512_or_si512(group_bits(), _mm512_slli_epi32::<16>(group_bits()));
             _mm512_castsi512_ps(_mm512_or_si512(words, first))
+        }
+    }
+    #[inline(always)]
+    unsafe fn word_pairs(low: __m512, high: __m512) -> [__m512; 6] {
+        unsafe {
+            let (low, high) = (_mm512_castps_si512(low), _mm512_castps_si512(high));
+            let even = _mm512_set1_epi32(0xffff);
+            let (a, b) = (_mm512_and_si512(low, even), _mm512_srli_epi32::<16>(low));
+            let (c, d) = (
+                _mm512_slli_epi32::<16>(high),
+                _mm512_andnot_si512(even, high),
+            );
+            let pair = |a, b| _mm512_castsi512_ps(_mm512_or_si512(a, b));
+            [
+                _mm512_castsi512_ps(low),
+                pair(a, c),
+                pair(b, c),
+                pair(a, d),
+                pair(b, d),
+                _mm512_castsi512_ps(high),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_pairs(mask: u64, first: u32, out: *mut u32) {
+        unsafe {
+            let pairs = of_groups(mask, &PAIR_OF);
+            let six =
+                _mm512_setr_epi32(0, 6, 12, 18, 24, 30, 36, 42, 48, 54, 60, 66, 72, 78, 84, 90);
+            let first = _mm512_add_epi32(six, _mm512_set1_epi32(first as i32));
+            _mm512_storeu_si512(out.cast(), _mm512_add_epi32(pairs, first));
         }
     }
     #[inline(always)]
@@ -400,6 +446,23 @@ unsafe fn in_register(mut v: __m512) -> __m512 {
         std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags));
     }
     v
+}
+
+/// The first bits of sixteen half bytes, which are the first words of their groups.
+#[inline(always)]
+unsafe fn group_bits() -> __m512i {
+    // SAFETY: the caller runs with AVX-512F.
+    unsafe { _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60) }
+}
+
+/// For each half byte of `mask` its entry in a table.
+#[inline(always)]
+unsafe fn of_groups(mask: u64, table: &[i32; 16]) -> __m512i {
+    // SAFETY: the caller runs with AVX-512F and VBMI. Of a byte's upper half nothing is used.
+    unsafe {
+        let groups = _mm512_multishift_epi64_epi8(group_bits(), _mm512_set1_epi64(mask as i64));
+        _mm512_permutexvar_epi32(groups, _mm512_loadu_si512(table.as_ptr().cast()))
+    }
 }
 
 /// Sixteen signed bytes as f32.

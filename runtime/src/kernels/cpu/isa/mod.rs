@@ -164,6 +164,14 @@ impl Isa {
         }
     }
 
+    /// The same where two of each four columns are stored.
+    pub(crate) fn select_tile(self) -> (usize, usize) {
+        match self.has_many_registers() {
+            true => (3, 4),
+            false => (1, 4),
+        }
+    }
+
     /// Whether some thirty vectors fit the registers, rather than seven.
     pub(crate) fn has_many_registers(self) -> bool {
         match self {

@@ -570,6 +570,17 @@ unsafe impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn store_places(places: [uint8x16_t; 4], first: u32, out: *mut u32) {
+        for (i, places) in places.into_iter().enumerate() {
+            unsafe {
+                // The first byte of each f32.
+                let byte = vandq_u32(vreinterpretq_u32_u8(places), vdupq_n_u32(0xff));
+                let first = vdupq_n_u32(first + 8 * i as u32);
+                vst1q_u32(out.add(4 * i), vaddq_u32(vshrq_n_u32::<2>(byte), first));
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose(v: [V; LANES]) -> [V; LANES] {
         unsafe {
             let mut out = v;

@@ -158,6 +158,15 @@ unsafe impl Simd for Scalar {
         })
     }
     #[inline(always)]
+    unsafe fn store_places(places: u32, first: u32, out: *mut u32) {
+        for i in 0..LANES {
+            let (group, lane) = (i / 2, i % 2);
+            let two = TWO_OF_FOUR[(places >> (4 * group) & 15) as usize];
+            // SAFETY: the caller gives room for sixteen.
+            unsafe { *out.add(i) = first + 4 * group as u32 + u32::from(two[lane]) }
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose(v: [V; LANES]) -> [V; LANES] {
         std::array::from_fn(|j| std::array::from_fn(|i| v[i][j]))
     }

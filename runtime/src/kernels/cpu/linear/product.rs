@@ -72,11 +72,11 @@ impl Product for Numbers {
         unsafe {
             let mut sums = [[[S::splat(0.0); N]; M]; U];
             let mut k = 0;
-            while C::is_half() && N <= S::SELECT && k + 2 * LANES <= inner {
-                let mut v = [w[0].half::<S>(); M];
+            while C::HALF && N <= S::SELECT && k + 2 * LANES <= inner {
+                let mut v = [w[0].half::<S>(2 * LANES); M];
                 w[0].prefetch::<S>(ahead);
                 for m in 1..M {
-                    v[m] = w[m].half::<S>();
+                    v[m] = w[m].half::<S>(2 * LANES);
                     w[m].prefetch::<S>(ahead);
                 }
                 for i in 0..N {
@@ -155,12 +155,12 @@ impl Product for Words {
         unsafe {
             let mut sums = [[[S::splat(0.0); N]; M]; U];
             let mut k = 0;
-            while C::is_half() && N <= S::SELECT && k + 4 * LANES <= inner {
-                let mut v = [w[0].half_words::<S>(); M];
-                w[0].prefetch::<S>(ahead);
-                for m in 1..M {
-                    v[m] = w[m].half_words::<S>();
+            while C::HALF && N <= S::SELECT && k + 4 * LANES <= inner {
+                let mut v = [(S::splat(0.0), S::splat(0.0)); M];
+                for m in 0..M {
                     w[m].prefetch::<S>(ahead);
+                    let (words, bits) = w[m].half_words::<S>(4 * LANES);
+                    v[m] = (words, S::word_places(bits));
                 }
                 for i in 0..N {
                     let x = x[i].add(k / 2);

@@ -121,6 +121,8 @@ impl<E: Element, const HALF: bool> Source for Masked<E, HALF> {
 }
 
 impl<E: Element, const HALF: bool> Cursor for MaskCursor<E, HALF> {
+    const HALF: bool = HALF;
+
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self) -> S::V {
         // SAFETY: the caller's promise; whole vectors may be read, as `Source::of` saw to.
@@ -167,31 +169,32 @@ impl<E: Element, const HALF: bool> Cursor for MaskCursor<E, HALF> {
     }
 
     #[inline(always)]
-    fn is_half() -> bool {
-        HALF
-    }
-
-    #[inline(always)]
-    unsafe fn half<S: Simd>(&mut self) -> (S::V, S::Places) {
-        // SAFETY: the caller's promise.
+    unsafe fn half<S: Simd>(&mut self, n: usize) -> (S::V, S::Places) {
+        // SAFETY: the caller's promise; whole vectors may be read, as `Source::of` saw to.
         unsafe {
-            let bits = u32::from_le(self.mask.cast::<u32>().read_unaligned());
+            let bits = match n {
+                32 => u32::from_le(self.mask.cast::<u32>().read_unaligned()),
+                _ => self.bits(n) as u32,
+            };
             let v = S::widen::<E>(self.values);
-            self.mask = self.mask.add(4);
-            self.values = self.values.add(LANES * E::SIZE);
+            self.mask = self.mask.add(n / 8);
+            self.values = self.values.add(n / 2 * E::SIZE);
             (v, S::places(bits))
         }
     }
 
     #[inline(always)]
-    unsafe fn half_words<S: Simd>(&mut self) -> (S::V, S::V) {
-        // SAFETY: the caller's promise.
+    unsafe fn half_words<S: Simd>(&mut self, n: usize) -> (S::V, u64) {
+        // SAFETY: as `half`.
         unsafe {
-            let bits = u64::from_le(self.mask.cast::<u64>().read_unaligned());
+            let bits = match n {
+                64 => u64::from_le(self.mask.cast::<u64>().read_unaligned()),
+                _ => self.bits(n),
+            };
             let v = S::words(self.values, 2 * LANES);
-            self.mask = self.mask.add(8);
-            self.values = self.values.add(2 * LANES * E::SIZE);
-            (v, S::word_places(bits))
+            self.mask = self.mask.add(n / 8);
+            self.values = self.values.add(n / 2 * E::SIZE);
+            (v, bits)
         }
     }
 
@@ -204,15 +207,10 @@ impl<E: Element, const HALF: bool> Cursor for MaskCursor<E, HALF> {
     unsafe fn words<S: Simd>(&mut self, n: usize) -> S::V {
         // SAFETY: as `next`, for `n`; the mask has a byte for each eight weights.
         unsafe {
-            let mut bits = 0;
-            match n {
-                32 => bits = u32::from_le(self.mask.cast::<u32>().read_unaligned()),
-                _ => {
-                    for i in 0..n.div_ceil(8) {
-                        bits |= u32::from(*self.mask.add(i)) << (8 * i);
-                    }
-                }
-            }
+            let bits = match n {
+                32 => u32::from_le(self.mask.cast::<u32>().read_unaligned()),
+                _ => self.bits(n) as u32,
+            };
             self.mask = self.mask.wrapping_add(4);
             let v = S::expand_words(self.values, bits);
             let count = match HALF {
@@ -227,7 +225,29 @@ impl<E: Element, const HALF: bool> Cursor for MaskCursor<E, HALF> {
     #[inline(always)]
     unsafe fn prefetch<S: Simd>(&self, bytes: usize) {
         // SAFETY: any address may be asked for.
-        unsafe { S::prefetch(self.values.wrapping_add(bytes)) }
+        unsafe {
+            S::prefetch(self.values.wrapping_add(bytes));
+            // With so little work for each byte the mask would be waited for.
+            if HALF {
+                S::prefetch(self.mask.wrapping_add(bytes / (4 * E::SIZE)));
+            }
+        }
+    }
+}
+
+impl<E, const HALF: bool> MaskCursor<E, HALF> {
+    /// The bits of the next `n <= 64` weights.
+    ///
+    /// # Safety
+    /// The row has that many more weights.
+    #[inline(always)]
+    unsafe fn bits(&self, n: usize) -> u64 {
+        let mut bits = 0;
+        for i in 0..n.div_ceil(8) {
+            // SAFETY: the mask has a byte for each eight weights.
+            bits |= unsafe { u64::from(*self.mask.add(i)) } << (8 * i);
+        }
+        bits
     }
 }
 
@@ -240,15 +260,10 @@ impl MaskCursor<I8, false> {
     pub(super) unsafe fn expand_bytes<S: Simd>(&mut self, n: usize) -> S::V {
         // SAFETY: whole vectors may be read; the mask has a byte for each eight weights.
         unsafe {
-            let mut bits = 0;
-            match n {
-                64 => bits = u64::from_le(self.mask.cast::<u64>().read_unaligned()),
-                _ => {
-                    for i in 0..n.div_ceil(8) {
-                        bits |= u64::from(*self.mask.add(i)) << (8 * i);
-                    }
-                }
-            }
+            let bits = match n {
+                64 => u64::from_le(self.mask.cast::<u64>().read_unaligned()),
+                _ => self.bits(n),
+            };
             self.mask = self.mask.wrapping_add(8);
             let v = S::expand_bytes(self.values, bits);
             self.values = self.values.add(bits.count_ones() as usize);

@@ -109,6 +109,11 @@ impl Rows {
         matches!(self.layout, Layout::Dense(_))
     }
 
+    /// Whether two of each four columns are stored.
+    pub(super) fn is_two_of_four(&self) -> bool {
+        matches!(self.layout, Layout::Bitmask { offsets: None, .. })
+    }
+
     /// Stored values.
     pub fn stored(&self) -> usize {
         let (Layout::Dense(values) | Layout::Bitmask { values, .. }) = &self.layout;
@@ -215,6 +220,9 @@ pub(super) trait Source: Copy {
 
 /// A place in a row, which moves right.
 pub(super) trait Cursor: Copy {
+    /// Whether two weights of each four columns are stored, and [`half`](Cursor::half) is there.
+    const HALF: bool = false;
+
     /// The next sixteen weights.
     ///
     /// # Safety
@@ -240,24 +248,21 @@ pub(super) trait Cursor: Copy {
         unreachable!("only called where there are pairs")
     }
 
-    /// Whether two weights of each four columns are stored, and [`half`](Cursor::half) is there.
-    fn is_half() -> bool {
-        false
-    }
-
-    /// The sixteen weights that are stored of the next 32, and where they stand.
+    /// The weights, sixteen at most, that are stored of the next `n <= 32`, and where they stand; what is behind
+    /// them is not told.
     ///
     /// # Safety
-    /// The CPU has the features of `S`; the row has 32 more weights, of which half are stored.
-    unsafe fn half<S: Simd>(&mut self) -> (S::V, S::Places) {
+    /// The CPU has the features of `S`; the row has `n` more weights, of which half are stored; fewer than 32 only
+    /// in whole bytes of the mask, or at its end.
+    unsafe fn half<S: Simd>(&mut self, _: usize) -> (S::V, S::Places) {
         unreachable!("only called where half of the weights are stored")
     }
 
-    /// The 32 words that are stored of the next 64, and where they stand.
+    /// The words, 32 at most, that are stored of the next `n <= 64`, and their bits of the mask.
     ///
     /// # Safety
     /// As [`half`](Cursor::half), for 64 weights, and words.
-    unsafe fn half_words<S: Simd>(&mut self) -> (S::V, S::V) {
+    unsafe fn half_words<S: Simd>(&mut self, _: usize) -> (S::V, u64) {
         unreachable!("only called where half of the weights are stored")
     }
 
