@@ -69,7 +69,7 @@ fn recipes() -> Vec<Recipe> {
 /// Patterns that lie 2:4 and one that does not, on weights with zeros that are there already, of which one lies
 /// 2:4.
 fn two_of_four() -> (Model, Vec<Recipe>) {
-    let mut zeros = noise(40 * 36, 3);
+    let mut zeros = noise(40 * 40, 3);
     zeros[..80].fill(0.0);
     let lies = zeros.iter().enumerate();
     let lies: Vec<f32> = lies
@@ -78,15 +78,15 @@ fn two_of_four() -> (Model, Vec<Recipe>) {
     let single = Weight::from_f32(&[16, 64], &noise(16 * 64, 1));
     let model = linears(vec![
         single,
-        brain([40, 36], &lies).encode(),
-        brain([40, 36], &zeros),
-        Weight::from_f32(&[40, 36], &lies).stored_best(),
+        brain([40, 40], &lies).encode(),
+        brain([40, 40], &zeros),
+        Weight::from_f32(&[40, 40], &lies).stored_best(),
     ]);
     let pattern = |text: &str| Recipe {
         pattern: text.parse().ok(),
         ..Recipe::new(AllocatorName::Uniform, 0.5)
     };
-    let patterns = ["2:4", "1:2", "3:6"].map(pattern);
+    let patterns = ["2:4", "1:2", "4:8"].map(pattern);
     let left = Recipe {
         exclude: vec!["w3".into()],
         ..pattern("2:4")
@@ -103,9 +103,11 @@ fn patterns_of_two_of_four_are_stored_so() {
         |recipe: &Recipe, name: &str| recipe.run(&model).unwrap().model.weights()[name].storage();
     for recipe in &recipes[..2] {
         assert_eq!(storage(recipe, "w0"), Storage::TwoFour);
-        assert_eq!(storage(recipe, "w1"), Storage::TwoFour);
         assert_eq!(storage(recipe, "w2"), Storage::TwoFour);
     }
+    assert_eq!(storage(&recipes[0], "w1"), Storage::TwoFour);
+    // One of two neighbours that were left: a quarter.
+    assert_eq!(storage(&recipes[1], "w1"), Storage::Bitmask);
     assert_eq!(storage(&recipes[2], "w0"), Storage::Bitmask);
     assert_eq!(storage(&recipes[4], "w0"), Storage::Dense);
     assert_eq!(storage(&recipes[4], "w3"), Storage::TwoFour);
