@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use indicatif::ProgressBar;
+use lacuna::Isa;
 use lacuna::plan::Tuned;
 use lacuna_bench::{Config, Measured, report};
 use lacuna_targets::Profile;
@@ -126,6 +127,7 @@ fn main() -> Result<ExitCode> {
         print!("{text}");
         return Ok(ExitCode::SUCCESS);
     }
+    prefer_isa().map_err(anyhow::Error::msg)?;
     if let Some(path) = &args.profile_out {
         write_profile(path, args.threads)?;
     }
@@ -253,4 +255,12 @@ fn write_profile(path: &Path, threads: usize) -> Result<()> {
     bar.finish_and_clear();
     here.save(path)?;
     Ok(())
+}
+
+/// The instruction set that the environment asks for is taken where no flag names one.
+fn prefer_isa() -> Result<(), String> {
+    match std::env::var(lacuna::ISA_VARIABLE) {
+        Ok(name) => Isa::prefer(&name).map_err(|e| format!("{}: {e}", lacuna::ISA_VARIABLE)),
+        Err(_) => Ok(()),
+    }
 }

@@ -5,11 +5,14 @@
 mod cli;
 
 use clap::Parser;
+use lacuna::Isa;
 use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let text = match cli::Cli::parse().run() {
+    let cli = cli::Cli::parse();
+    let result = prefer_isa().map_err(anyhow::Error::msg);
+    let text = match result.and_then(|()| cli.run()) {
         Ok(text) => text,
         Err(e) => {
             eprintln!("error: {e:#}");
@@ -23,5 +26,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,
+    }
+}
+
+/// The instruction set that the environment asks for is taken where no flag names one.
+fn prefer_isa() -> Result<(), String> {
+    match std::env::var(lacuna::ISA_VARIABLE) {
+        Ok(name) => Isa::prefer(&name).map_err(|e| format!("{}: {e}", lacuna::ISA_VARIABLE)),
+        Err(_) => Ok(()),
     }
 }

@@ -20,6 +20,7 @@ pub mod candle;
 mod error;
 mod kernels;
 pub mod model;
+mod parallel;
 pub mod plan;
 pub mod session;
 mod tensor;

@@ -2,6 +2,7 @@
 
 use crate::model::Text;
 use crate::{Error, Model, Result};
+use std::borrow::Borrow;
 use tokenizers::Tokenizer as Inner;
 
 /// The tokenizer of a model.
@@ -131,12 +132,13 @@ impl Tokenizer {
     }
 
     /// A stream that turns tokens into text as they come.
-    pub fn stream(&self) -> TextStream<'_> {
-        TextStream {
-            tokenizer: self,
-            tokens: Vec::new(),
-            done: 0,
-        }
+    pub fn stream(&self) -> TextStream<&Tokenizer> {
+        TextStream::new(self)
+    }
+
+    /// Whether `token` ends a text.
+    pub fn ends(&self, token: u32) -> bool {
+        self.text.eos.contains(&token)
     }
 }
 
@@ -151,10 +153,10 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 /// Turns tokens into text as they come: a character whose bytes are spread over several tokens
-/// appears with the last of them.
+/// appears with the last of them. `T` is a tokenizer, or a reference or an `Arc` of one.
 #[derive(Debug)]
-pub struct TextStream<'t> {
-    tokenizer: &'t Tokenizer,
+pub struct TextStream<T> {
+    tokenizer: T,
     /// The tokens of the current piece; its start is known to stand at a whole character.
     tokens: Vec<u32>,
     /// Bytes of its text that were handed out.
@@ -164,14 +166,23 @@ pub struct TextStream<'t> {
 /// Tokens after which a piece is closed at the next whole character.
 const PIECE: usize = 24;
 
-impl TextStream<'_> {
+impl<T: Borrow<Tokenizer>> TextStream<T> {
+    /// A stream at the start of a text.
+    pub fn new(tokenizer: T) -> TextStream<T> {
+        TextStream {
+            tokenizer,
+            tokens: Vec::new(),
+            done: 0,
+        }
+    }
+
     /// The text that `token` completes; often a word, sometimes nothing.
     ///
     /// # Errors
     /// When the tokenizer fails on the tokens.
     pub fn push(&mut self, token: u32) -> Result<String> {
         self.tokens.push(token);
-        let text = self.tokenizer.decode(&self.tokens)?;
+        let text = self.tokenizer.borrow().decode(&self.tokens)?;
         if text.ends_with('\u{fffd}') || !text.is_char_boundary(self.done) {
             return Ok(String::new());
         }
@@ -180,7 +191,7 @@ impl TextStream<'_> {
         if self.tokens.len() >= PIECE {
             // The last token stays: decoders drop a blank before the first token of a text.
             self.tokens.drain(..self.tokens.len() - 1);
-            self.done = self.tokenizer.decode(&self.tokens)?.len();
+            self.done = self.tokenizer.borrow().decode(&self.tokens)?.len();
         }
         Ok(new)
     }
@@ -190,7 +201,7 @@ impl TextStream<'_> {
     /// # Errors
     /// When the tokenizer fails on the tokens.
     pub fn finish(self) -> Result<String> {
-        let text = self.tokenizer.decode(&self.tokens)?;
+        let text = self.tokenizer.borrow().decode(&self.tokens)?;
         Ok(text.get(self.done..).unwrap_or_default().to_owned())
     }
 }

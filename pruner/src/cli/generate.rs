@@ -198,7 +198,7 @@ impl Generate {
 
 /// Writes text as it comes, but holds back what may be the start of a stop text.
 struct Writer<'t> {
-    stream: Option<TextStream<'t>>,
+    stream: Option<TextStream<&'t Tokenizer>>,
     stop: &'t [String],
     text: String,
     written: usize,
@@ -206,7 +206,7 @@ struct Writer<'t> {
 }
 
 impl<'t> Writer<'t> {
-    fn new(stream: TextStream<'t>, stop: &'t [String], live: bool) -> Writer<'t> {
+    fn new(stream: TextStream<&'t Tokenizer>, stop: &'t [String], live: bool) -> Writer<'t> {
         Writer {
             stream: Some(stream),
             stop,

@@ -39,7 +39,7 @@ pub(super) struct Tape {
 
 impl Tape {
     pub fn new() -> Result<Tape> {
-        Ok(Tape::with_isa(Isa::detect().map_err(Error::Training)?))
+        Ok(Tape::with_isa(Isa::detect()))
     }
 
     pub fn with_isa(isa: Isa) -> Tape {

@@ -15,6 +15,7 @@ pub struct Bytes {
 #[derive(Clone)]
 enum Storage {
     Owned(Arc<[u8]>),
+    Static(&'static [u8]),
     Mapped(Arc<Mmap>),
 }
 
@@ -25,6 +26,15 @@ impl Bytes {
         Bytes {
             storage: Storage::Mapped(map),
             range,
+        }
+    }
+
+    /// Bytes that are there as long as the process, such as a model that is part of the program
+    /// (`include_bytes!`): nothing is copied.
+    pub const fn from_static(bytes: &'static [u8]) -> Bytes {
+        Bytes {
+            range: 0..bytes.len(),
+            storage: Storage::Static(bytes),
         }
     }
 
@@ -78,6 +88,7 @@ impl Deref for Bytes {
     fn deref(&self) -> &[u8] {
         match &self.storage {
             Storage::Owned(b) => &b[self.range.clone()],
+            Storage::Static(b) => &b[self.range.clone()],
             Storage::Mapped(m) => &m[self.range.clone()],
         }
     }

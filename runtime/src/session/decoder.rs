@@ -69,6 +69,8 @@ pub struct Decoder {
     /// Token ids of the run.
     ids: Vec<i64>,
     past: usize,
+    /// Where the logits of the last token are, until a token is forgotten.
+    last: Option<(PhaseKind, usize)>,
     capacity: usize,
     vocabulary: usize,
     isa: Isa,
@@ -196,6 +198,7 @@ impl Decoder {
             arena,
             cache,
             past: 0,
+            last: None,
             capacity,
             vocabulary,
             isa,
@@ -240,13 +243,27 @@ impl Decoder {
 
     /// Forgets every token.
     pub fn reset(&mut self) {
-        self.past = 0;
+        self.truncate(0);
     }
 
     /// Forgets every token from `position` on, so that a sequence can be continued in another way.
     /// Does nothing when fewer tokens were processed.
     pub fn truncate(&mut self, position: usize) {
-        self.past = self.past.min(position);
+        if position < self.past {
+            self.past = position;
+            self.last = None;
+        }
+    }
+
+    /// The logits that follow the last token, as [`prefill`](Decoder::prefill) and [`step`](Decoder::step)
+    /// returned them; `None` where no token was processed since the start, a reset or a truncation, and
+    /// after [`score`](Decoder::score).
+    pub fn logits(&self) -> Option<&[f32]> {
+        let (kind, i) = self.last?;
+        Some(match &self.head {
+            Some(head) => row(&self.arena, &head.phase, 0),
+            None => self.output(kind, i),
+        })
     }
 
     /// What each step of a plan does and why, in the order of execution.
@@ -312,6 +329,7 @@ impl Decoder {
             ));
         }
         self.check(tokens)?;
+        self.last = None;
         let mut at = 0;
         while at < tokens.len() {
             let (kind, count) = self.next(tokens.len() - at);
@@ -417,6 +435,7 @@ impl Decoder {
 
     /// The logits of token `i` of the run before.
     fn logits_of(&mut self, kind: PhaseKind, i: usize, times: Option<&mut [Duration]>) -> &[f32] {
+        self.last = Some((kind, i));
         let Some(mut head) = self.head.take() else {
             return self.output(kind, i);
         };

@@ -26,7 +26,7 @@ pub struct SessionOptions {
     /// Threads that work on one run; 0 takes every core that the process may use.
     pub threads: usize,
     /// The instruction set: "scalar", "neon", "avx2", "avx512", "avx512vbmi2" or "avx512bf16"; `None`
-    /// takes the one that the environment variable `LACUNA_ISA` names, or else the best one here.
+    /// takes the one that [`Isa::detect`] finds.
     pub isa: Option<String>,
     /// Run every weight dense.
     pub dense: bool,
@@ -280,10 +280,9 @@ impl Session {
 /// The instruction set of this name, or the best one here.
 fn isa(name: Option<&str>) -> Result<Isa> {
     match name {
-        Some(name) => Isa::parse(name),
-        None => Isa::detect(),
+        Some(name) => Isa::parse(name).map_err(Error::Option),
+        None => Ok(Isa::detect()),
     }
-    .map_err(Error::Option)
 }
 
 /// A team of so many threads; 0 takes every core.

@@ -8,7 +8,7 @@ use super::Io;
 use super::room::Room;
 use super::simd::{LANES, Simd, first};
 use super::weights::MatrixRows;
-use rayon::prelude::*;
+use crate::parallel;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -61,20 +61,17 @@ impl LookupRows {
             rows.visit(r, 0..inner, |_, _| count += 1);
             count
         };
-        let counts: Vec<usize> = (0..outer).into_par_iter().map(count).collect();
+        let counts: Vec<usize> = parallel::map(0..outer, count);
         let order = order(&counts);
-        let slices: Vec<Slice> = (0..outer.div_ceil(LANES))
-            .into_par_iter()
-            .map(|s| {
-                let mut lists: [Vec<(usize, f32)>; LANES] = Default::default();
-                for (i, list) in (s * LANES..outer).zip(&mut lists) {
-                    let row = order.get(i).map_or(i, |r| *r as usize);
-                    list.reserve_exact(counts[row]);
-                    rows.visit(row, 0..inner, |k, v| list.push((k, v)));
-                }
-                Slice::pack(&lists)
-            })
-            .collect();
+        let slices: Vec<Slice> = parallel::map(0..outer.div_ceil(LANES), |s| {
+            let mut lists: [Vec<(usize, f32)>; LANES] = Default::default();
+            for (i, list) in (s * LANES..outer).zip(&mut lists) {
+                let row = order.get(i).map_or(i, |r| *r as usize);
+                list.reserve_exact(counts[row]);
+                rows.visit(row, 0..inner, |k, v| list.push((k, v)));
+            }
+            Slice::pack(&lists)
+        });
         let mut starts = vec![0];
         for slice in &slices {
             starts.push(starts[starts.len() - 1] + slice.windows.len());

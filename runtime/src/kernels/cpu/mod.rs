@@ -180,14 +180,47 @@ impl Kernel {
     }
 }
 
-/// Bytes of the first-level data cache; 32 KiB where the system does not tell.
+/// Bytes of the first-level data cache; 32 KiB where the CPU does not tell. No file is read for it.
 pub fn l1_bytes() -> usize {
     static BYTES: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
     *BYTES.get_or_init(|| {
-        let text = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index0/size");
-        let kib = text
-            .ok()
-            .and_then(|t| t.trim().strip_suffix('K')?.parse::<usize>().ok());
-        kib.filter(|k| (8..=1024).contains(k)).unwrap_or(32) * 1024
+        #[cfg(target_arch = "x86_64")]
+        let told = cpuid_l1_bytes();
+        #[cfg(not(target_arch = "x86_64"))]
+        let told = None;
+        told.filter(|b| (8 << 10..=1 << 20).contains(b))
+            .unwrap_or(32 << 10)
     })
+}
+
+/// The first-level data cache in the deterministic cache parameters: leaf 4 of Intel, 0x8000001d of AMD.
+#[cfg(target_arch = "x86_64")]
+fn cpuid_l1_bytes() -> Option<usize> {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    let extended = 0x8000_001d;
+    let amd = __cpuid(0x8000_0000).eax >= extended && __cpuid(0x8000_0001).ecx >> 22 & 1 == 1;
+    let leaf = match amd {
+        true => extended,
+        false if __cpuid(0).eax >= 4 => 4,
+        false => return None,
+    };
+    (0..8).map(|i| __cpuid_count(leaf, i)).find_map(|cache| {
+        let (kind, level) = (cache.eax & 31, cache.eax >> 5 & 7);
+        let ways = (cache.ebx >> 22) as usize + 1;
+        let partitions = (cache.ebx >> 12 & 0x3ff) as usize + 1;
+        let line = (cache.ebx & 0xfff) as usize + 1;
+        let sets = cache.ecx as usize + 1;
+        (kind == 1 && level == 1).then_some(ways * partitions * line * sets)
+    })
+}
+
+#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
+mod tests {
+    #[test]
+    fn the_cpu_tells_the_size_of_its_cache_as_the_system_does() {
+        let path = "/sys/devices/system/cpu/cpu0/cache/index0/size";
+        let text = std::fs::read_to_string(path).unwrap();
+        let kib: usize = text.trim().trim_end_matches('K').parse().unwrap();
+        assert_eq!(super::l1_bytes(), kib << 10);
+    }
 }

@@ -8,7 +8,7 @@ use super::Io;
 use super::room::Room;
 use super::simd::{LANES, Simd, first};
 use super::weights::MatrixRows;
-use rayon::prelude::*;
+use crate::parallel;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -47,14 +47,11 @@ impl OutputPanels {
         let vectors = if many_registers { 4 } else { 1 };
         let width = vectors * LANES;
         let mut values = Room::new(outer.div_ceil(width) * width * inner);
-        values
-            .par_chunks_mut((inner * width).max(1))
-            .enumerate()
-            .for_each(|(p, out)| {
-                for r in p * width..outer.min((p + 1) * width) {
-                    rows.visit(r, 0..inner, |k, v| out[k * width + r % width] = v);
-                }
-            });
+        parallel::chunks_mut(&mut values, (inner * width).max(1), |p, out| {
+            for r in p * width..outer.min((p + 1) * width) {
+                rows.visit(r, 0..inner, |k, v| out[k * width + r % width] = v);
+            }
+        });
         OutputPanels {
             outer,
             inner,

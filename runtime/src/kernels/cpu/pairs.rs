@@ -8,7 +8,7 @@ use super::packed::Values;
 use super::panel::{Tile, step};
 use super::simd::{LANES, Simd};
 use super::weights::{BLOCK_ROWS, Grid, MatrixRows};
-use rayon::prelude::*;
+use crate::parallel;
 use std::ops::Range;
 
 /// The second row of a pair that has but one.
@@ -88,13 +88,10 @@ impl PairStream {
         matrix: &impl MatrixRows,
     ) -> Self {
         let grid = Grid::new(rows, cols, chunk, width);
-        let paired: Vec<(Vec<Pair>, usize)> = (0..grid.len())
-            .into_par_iter()
-            .map(|i| {
-                let (columns, rows) = grid.part(i);
-                pair_up(rows, columns, matrix)
-            })
-            .collect();
+        let paired: Vec<(Vec<Pair>, usize)> = parallel::map(0..grid.len(), |i| {
+            let (columns, rows) = grid.part(i);
+            pair_up(rows, columns, matrix)
+        });
         let mut pairs = Vec::with_capacity(rows.div_ceil(2) * grid.chunks);
         let mut starts = Vec::with_capacity(paired.len());
         let (mut offset, mut value) = (0, 0);

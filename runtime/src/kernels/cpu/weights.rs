@@ -3,7 +3,7 @@
 use super::packed::Values;
 use super::pairs::PairStream;
 use super::simd::LANES;
-use rayon::prelude::*;
+use crate::parallel;
 use std::ops::Range;
 
 /// Columns of an activation panel of dense weights: what one pass of the kernel covers.
@@ -144,17 +144,15 @@ impl DensePanels {
     ) -> Self {
         let (groups, chunk) = (rows.div_ceil(group), even_chunk(cols, chunk, PANEL));
         let mut values = vec![0.0; rows.next_multiple_of(group) * cols];
-        values
-            .par_chunks_mut((groups * group * chunk).max(1))
-            .enumerate()
-            .for_each(|(c, out)| {
-                let from = c * chunk;
-                let depth = chunk.min(cols - from);
-                for r in 0..rows {
-                    let out = &mut out[r / group * depth * group + r % group..];
-                    matrix.visit(r, from..from + depth, |k, v| out[(k - from) * group] = v);
-                }
-            });
+        let part = (groups * group * chunk).max(1);
+        parallel::chunks_mut(&mut values, part, |c, out| {
+            let from = c * chunk;
+            let depth = chunk.min(cols - from);
+            for r in 0..rows {
+                let out = &mut out[r / group * depth * group + r % group..];
+                matrix.visit(r, from..from + depth, |k, v| out[(k - from) * group] = v);
+            }
+        });
         DensePanels {
             rows,
             cols,
@@ -226,8 +224,7 @@ impl Grid {
             (o, v) = (rest_o, rest_v);
             parts.push((self.part(i).0, list, first_o, first_v));
         }
-        let parts = parts.into_par_iter();
-        parts.for_each(|(columns, list, o, v)| fill(columns, list, o, v));
+        parallel::map(parts, |(columns, list, o, v)| fill(columns, list, o, v));
     }
 }
 
@@ -261,21 +258,18 @@ impl IndexStream {
         matrix: &impl MatrixRows,
     ) -> Self {
         let grid = Grid::new(rows, cols, chunk, width);
-        let counted: Vec<Vec<(u32, u32)>> = (0..grid.len())
-            .into_par_iter()
-            .map(|i| {
-                let (columns, rows) = grid.part(i);
-                let mut counts: Vec<(u32, u32)> = rows
-                    .map(|r| {
-                        let mut n = 0;
-                        matrix.visit(r, columns.clone(), |_, _| n += 1);
-                        (r as u32, n)
-                    })
-                    .collect();
-                counts.sort_by_key(|c| std::cmp::Reverse(c.1));
-                counts
-            })
-            .collect();
+        let counted: Vec<Vec<(u32, u32)>> = parallel::map(0..grid.len(), |i| {
+            let (columns, rows) = grid.part(i);
+            let mut counts: Vec<(u32, u32)> = rows
+                .map(|r| {
+                    let mut n = 0;
+                    matrix.visit(r, columns.clone(), |_, _| n += 1);
+                    (r as u32, n)
+                })
+                .collect();
+            counts.sort_by_key(|c| std::cmp::Reverse(c.1));
+            counts
+        });
         let mut row_counts = Vec::with_capacity(rows * grid.chunks);
         let mut starts = Vec::with_capacity(counted.len());
         let mut total = 0;

@@ -2,8 +2,9 @@
 
 use crate::model::Bytes;
 use crate::{Error, Result};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,26 +13,50 @@ use std::sync::Arc;
 /// # Errors
 /// [`Error::Io`] when the system refuses, [`Error::File`] when it is no regular file.
 pub fn map(path: &Path) -> Result<Bytes> {
+    let file = File::open(path).map_err(|source| Error::Io {
+        path: path.to_path_buf(),
+        action: "open",
+        source,
+    })?;
+    map_part(path, &file, 0..u64::MAX)
+}
+
+/// Maps a part of an open regular file, read-only, or what there is of it where the range ends behind the
+/// file's end; `label` stands for the path in errors. The file may be closed afterwards.
+///
+/// # Errors
+/// As [`map`]; [`Error::File`] when the range starts behind the file's end.
+pub fn map_part(label: &Path, file: &File, range: Range<u64>) -> Result<Bytes> {
     let io = |action: &'static str| {
         move |source| Error::Io {
-            path: path.to_path_buf(),
+            path: label.to_path_buf(),
             action,
             source,
         }
     };
-    let file = File::open(path).map_err(io("open"))?;
+    let fault = |what: String| Error::File {
+        path: label.to_path_buf(),
+        what,
+    };
     let metadata = file.metadata().map_err(io("open"))?;
     if !metadata.is_file() {
-        return Err(Error::File {
-            path: path.to_path_buf(),
-            what: "not a regular file".into(),
-        });
+        return Err(fault("not a regular file".into()));
     }
+    let (start, end) = (range.start, range.end.min(metadata.len()));
+    let length = end.checked_sub(start).ok_or_else(|| {
+        fault(format!(
+            "a part from byte {start} to {end} of a file of {} bytes",
+            metadata.len()
+        ))
+    })?;
+    let length = usize::try_from(length)
+        .map_err(|_| fault(format!("{length} bytes, more than can be addressed here")))?;
     // SAFETY: the map is private to this process, read-only, and only ever read as bytes, for which
     // every bit pattern is valid. Our own writers replace files by renaming and never write into
     // one that exists; that others do not change a file under a running program is the documented
     // contract of `file::read`.
-    let map = unsafe { Mmap::map(&file) }.map_err(io("map"))?;
+    let map = unsafe { MmapOptions::new().offset(start).len(length).map(file) };
+    let map = map.map_err(io("map"))?;
     #[cfg(target_os = "linux")]
     {
         // Only a hint: file systems without huge pages refuse it.

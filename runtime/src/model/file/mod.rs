@@ -40,13 +40,15 @@ mod writer;
 pub use atomic::{Output, replace};
 pub use encoded::decode_bitmask_tensors;
 pub use made::{Form, Maker};
-pub use map::map;
 pub(super) use map::release;
+pub use map::{map, map_part};
 pub use tensors::{StoredTensor, Tensors};
 pub use writer::{write, write_dense, write_made, write_weights};
 
 use super::{Bytes, Model};
 use crate::Result;
+use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "lacuna";
@@ -72,6 +74,18 @@ pub fn read(path: &Path) -> Result<Model> {
     let mut model = reader::model(&Tensors::open(path)?)?;
     model.set_path(path);
     Ok(model)
+}
+
+/// Reads a part of an open file that is a whole Lacuna file, memory-mapped, such as one that lies
+/// uncompressed in an Android package; `label` stands for the path in errors. The range may end behind the
+/// file's end: `0..u64::MAX` is all of it. The file may be closed afterwards.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_part(label: impl Into<PathBuf>, file: &File, range: Range<u64>) -> Result<Model> {
+    let label = label.into();
+    let bytes = map_part(&label, file, range)?;
+    read_bytes(label, bytes)
 }
 
 /// Reads the bytes of a whole Lacuna file, such as one that is embedded in an app; `label` stands

@@ -18,8 +18,7 @@ use super::rewrite::{Unit, Units, linear_weight};
 use super::{PlanOptions, Residency, StepInfo, fixed_shape};
 use crate::kernels::cpu::{Extent, Kernel};
 use crate::model::{Op, Shapes, Weight};
-use crate::{Error, Model, Result};
-use rayon::prelude::*;
+use crate::{Error, Model, Result, parallel};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -243,10 +242,9 @@ pub(super) fn lower(
         is_small,
     };
     // Packing is nearly all of the work, and layers do not wait for each other.
-    let prepared: Vec<_> = threads(options.threads)?.install(|| {
-        let units = units.list.par_iter();
-        units.map(|u| weighted::prepare(&context(u))).collect()
-    });
+    let prepared = parallel::on(options.threads, || {
+        parallel::map(&units.list, |u| weighted::prepare(&context(u)))
+    })?;
     for (unit, prepared) in units.list.iter().zip(prepared) {
         lower_unit(&context(unit), prepared?, &mut lowered)?;
     }
@@ -256,14 +254,6 @@ pub(super) fn lower(
 /// Bytes of dense weights that stay in the caches of a core, so that expanding them again and again
 /// costs more than reading them.
 const SMALL: usize = 4 << 20;
-
-/// Threads to pack with.
-fn threads(count: usize) -> Result<rayon::ThreadPool> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(count.max(1))
-        .build()
-        .map_err(|e| Error::Option(format!("cannot start {count} threads: {e}")))
-}
 
 /// What a unit reads as plain tensors: not the weights that its kernel packs.
 fn plain_inputs<'u>(model: &Model, unit: &'u Unit<'_>) -> impl Iterator<Item = &'u String> {

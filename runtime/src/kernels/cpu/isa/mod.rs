@@ -16,8 +16,12 @@ use super::{Io, Kernel};
 use std::fmt;
 use std::sync::OnceLock;
 
-/// The environment variable that names the instruction set to use.
+/// The environment variable in which Lacuna's programs are told an instruction set. The library reads no
+/// variables: a program hands the value to [`Isa::prefer`].
 pub const ISA_VARIABLE: &str = "LACUNA_ISA";
+
+/// The one in use where none is named.
+static DEFAULT: OnceLock<Isa> = OnceLock::new();
 
 /// An instruction set that kernels are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,15 +136,23 @@ impl Isa {
         }
     }
 
-    /// The best instruction set of this CPU, or the one that `LACUNA_ISA` names. Detected once.
-    pub fn detect() -> Result<Isa, String> {
-        static DETECTED: OnceLock<Result<Isa, String>> = OnceLock::new();
-        DETECTED
-            .get_or_init(|| match std::env::var(ISA_VARIABLE) {
-                Ok(name) => Isa::parse(&name).map_err(|e| format!("{ISA_VARIABLE}: {e}")),
-                Err(_) => Ok(Isa::available().pop().unwrap_or(Isa::Scalar)),
-            })
-            .clone()
+    /// The instruction set that is taken where none is named: the [preferred](Isa::prefer) one, or the best
+    /// one of this CPU. Detected once.
+    pub fn detect() -> Isa {
+        *DEFAULT.get_or_init(|| Isa::available().pop().unwrap_or(Isa::Scalar))
+    }
+
+    /// Makes the instruction set of this name the one that [`detect`](Isa::detect) returns, for the whole
+    /// process.
+    ///
+    /// # Errors
+    /// When this CPU does not have it, or another one is in use already: call it before anything else.
+    pub fn prefer(name: &str) -> Result<(), String> {
+        let isa = Isa::parse(name)?;
+        match *DEFAULT.get_or_init(|| isa) {
+            used if used == isa => Ok(()),
+            used => Err(format!("{} is in use already", used.name())),
+        }
     }
 
     /// Rows of the dense panel kernel's register tile.
