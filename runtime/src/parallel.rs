@@ -3,6 +3,9 @@
 use crate::{Error, Result};
 use rayon::prelude::*;
 
+/// Bytes of a thread's stack: where none are named, an environment variable would be asked.
+pub const STACK: usize = 2 << 20;
+
 /// `f` with so many threads for what it does in parallel. With one, the calling thread does it all.
 pub fn on<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> Result<T> {
     if threads <= 1 && rayon::current_thread_index().is_none() {
@@ -10,6 +13,7 @@ pub fn on<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> Result<T> {
     }
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads.max(1))
+        .stack_size(STACK)
         .build()
         .map_err(|e| Error::Option(format!("cannot start {threads} threads: {e}")))?;
     Ok(pool.install(f))

@@ -1,4 +1,4 @@
-// What a network sees in a picture, from a model in memory: classify MODEL PICTURE.ppm [--unit] [--isa NAME]
+// What a network sees in a picture, from a model in memory: classify MODEL PICTURE.ppm [--isa NAME]
 //
 //     g++ -std=c++17 classify.cpp $(pkg-config --cflags --libs lacuna) -o classify
 #include "image.h"
@@ -12,11 +12,9 @@
 
 static int run(int argc, char **argv)
 {
-    bool unit = false;
     lacuna_session_options options{};
     options.size = sizeof options;
     for (int i = 3; i < argc; i++) {
-        unit |= !std::strcmp(argv[i], "--unit");
         if (!std::strcmp(argv[i], "--isa") && i + 1 < argc)
             options.isa = argv[++i];
     }
@@ -34,14 +32,16 @@ static int run(int argc, char **argv)
     out.size = sizeof out;
     check(lacuna_session_input(session.get(), 0, &in));
     check(lacuna_session_output(session.get(), 0, &out));
-    if (in.dtype != LACUNA_DTYPE_F32 || in.rank != 4 || in.shape[0] != 1 || in.shape[1] > 3)
+    if (in.dtype != LACUNA_DTYPE_F32 || in.rank != 4 || in.shape[0] != 1 || (in.shape[1] != 1 && in.shape[1] != 3))
         throw std::runtime_error(std::string(in.name) + " is no picture");
 
     std::vector<float> pixels(in.bytes / sizeof(float)), scores(out.bytes / sizeof(float));
+    // As networks for ImageNet expect colours, and those for Fashion-MNIST greys.
+    const bool grey = in.shape[1] == 1;
     const float mean[] = {0.485f, 0.456f, 0.406f}, deviation[] = {0.229f, 0.224f, 0.225f};
-    const float zero[] = {0, 0, 0}, one[] = {1, 1, 1};
-    if (image_read(argv[2], pixels.data(), in.shape[1], in.shape[2], in.shape[3], unit ? zero : mean,
-                   unit ? one : deviation))
+    const float grey_mean[] = {0.2860f}, grey_deviation[] = {0.3530f};
+    if (image_read(argv[2], pixels.data(), in.shape[1], in.shape[2], in.shape[3], grey ? grey_mean : mean,
+                   grey ? grey_deviation : deviation))
         return 1;
 
     lacuna_input input{};
@@ -65,7 +65,7 @@ static int run(int argc, char **argv)
 int main(int argc, char **argv)
 {
     if (argc < 3) {
-        std::fputs("classify MODEL PICTURE.ppm [--unit] [--isa NAME]\n", stderr);
+        std::fputs("classify MODEL PICTURE.ppm [--isa NAME]\n", stderr);
         return 2;
     }
     try {

@@ -11,14 +11,16 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut, without_provenance_mut};
 use std::sync::OnceLock;
-use tempfile::TempDir;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tempfile::TempDir;
 
 /// A model of the workspace as a Lacuna file.
 fn converted(file: &'static OnceLock<(TempDir, PathBuf)>, source: &str) -> &'static Path {
     let (_, path) = file.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(source);
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../..")
+            .join(source);
         let model = lacuna_convert::open(source, &lacuna_convert::Options::default()).unwrap();
         let path = folder.path().join("model.safetensors");
         model.save(&path).unwrap();
@@ -51,7 +53,11 @@ fn message() -> String {
 #[track_caller]
 fn refused(got: lacuna_status, wanted: lacuna_status, words: &str) {
     assert_eq!(got, wanted, "{}", message());
-    assert!(message().contains(words), "`{words}` is not in: {}", message());
+    assert!(
+        message().contains(words),
+        "`{words}` is not in: {}",
+        message()
+    );
 }
 
 #[track_caller]
@@ -151,8 +157,16 @@ fn a_model_is_the_same_from_a_path_from_memory_and_from_a_part_of_a_file() {
     // SAFETY: a place.
     let open = |fd, offset, length, out| unsafe { lacuna_model_open_fd(fd, offset, length, out) };
     done(open(fd, 12345, length, &mut model));
-    refused(open(fd, 12345, 0, &mut null_mut()), InvalidModel, "descriptor");
-    refused(open(fd, 1 << 40, 0, &mut null_mut()), InvalidModel, "1099511627776");
+    refused(
+        open(fd, 12345, 0, &mut null_mut()),
+        InvalidModel,
+        "descriptor",
+    );
+    refused(
+        open(fd, 1 << 40, 0, &mut null_mut()),
+        InvalidModel,
+        "1099511627776",
+    );
     drop(archive);
     assert_eq!(scores(model), expected);
     done(lacuna_model_free(model));
@@ -165,20 +179,44 @@ fn what_cannot_be_opened_is_named() {
     let mut out = null_mut();
     // SAFETY: strings and places, or NULL, which is refused.
     unsafe {
-        refused(lacuna_model_open(c"/nowhere/m".as_ptr(), &mut out), Io, "/nowhere/m");
-        refused(lacuna_model_open(null(), &mut out), InvalidArgument, "path: NULL");
+        refused(
+            lacuna_model_open(c"/nowhere/m".as_ptr(), &mut out),
+            Io,
+            "/nowhere/m",
+        );
+        refused(
+            lacuna_model_open(null(), &mut out),
+            InvalidArgument,
+            "path: NULL",
+        );
         refused(
             lacuna_model_open(c"\xff".as_ptr(), &mut out),
             InvalidArgument,
             "UTF-8",
         );
-        refused(lacuna_model_open_memory(null(), 10, &mut out), InvalidArgument, "NULL");
-        refused(lacuna_model_open_memory(null(), 0, &mut out), InvalidModel, "memory");
+        refused(
+            lacuna_model_open_memory(null(), 10, &mut out),
+            InvalidArgument,
+            "NULL",
+        );
+        refused(
+            lacuna_model_open_memory(null(), 0, &mut out),
+            InvalidModel,
+            "memory",
+        );
         let rubbish = [1u8; 100];
         let rubbish = rubbish.as_ptr().cast::<c_void>();
-        refused(lacuna_model_open_memory(rubbish, 100, &mut out), InvalidModel, "memory");
+        refused(
+            lacuna_model_open_memory(rubbish, 100, &mut out),
+            InvalidModel,
+            "memory",
+        );
         let path = CString::new(fashion().to_str().unwrap()).unwrap();
-        refused(lacuna_model_open(path.as_ptr(), null_mut()), InvalidArgument, "NULL");
+        refused(
+            lacuna_model_open(path.as_ptr(), null_mut()),
+            InvalidArgument,
+            "NULL",
+        );
     }
     assert!(out.is_null());
 }
@@ -192,7 +230,11 @@ fn handles_that_are_null_freed_of_another_kind_or_made_up_are_refused() {
     done(count(good));
     refused(count(null_mut()), InvalidHandle, "the model is NULL");
     let on_the_stack = [0u64; 4];
-    refused(count(on_the_stack.as_ptr().cast_mut().cast()), InvalidHandle, "no model");
+    refused(
+        count(on_the_stack.as_ptr().cast_mut().cast()),
+        InvalidHandle,
+        "no model",
+    );
     for number in [1usize, 2, 8, usize::MAX, 1 << 20] {
         if number != good.addr() {
             let made_up = without_provenance_mut(number * 1_000_003);
@@ -200,15 +242,27 @@ fn handles_that_are_null_freed_of_another_kind_or_made_up_are_refused() {
         }
     }
     let session = session(good);
-    refused(count(session.cast()), InvalidHandle, "a session where one of a model");
-    refused(lacuna_model_free(session.cast()), InvalidHandle, "a session");
+    refused(
+        count(session.cast()),
+        InvalidHandle,
+        "a session where one of a model",
+    );
+    refused(
+        lacuna_model_free(session.cast()),
+        InvalidHandle,
+        "a session",
+    );
     done(lacuna_model_free(good));
     refused(count(good), InvalidHandle, "freed");
     refused(lacuna_model_free(good), InvalidHandle, "freed");
     // The session keeps what it needs.
     done(run(session, input(&picture()), output(&mut [0.0; 10])));
     done(lacuna_session_free(session));
-    refused(run(session, input(&picture()), output(&mut [0.0; 10])), InvalidHandle, "freed");
+    refused(
+        run(session, input(&picture()), output(&mut [0.0; 10])),
+        InvalidHandle,
+        "freed",
+    );
     assert_eq!(n, 1);
 
     done(lacuna_model_free(null_mut()));
@@ -217,12 +271,24 @@ fn handles_that_are_null_freed_of_another_kind_or_made_up_are_refused() {
     done(lacuna_sampler_free(null_mut()));
     done(lacuna_tokenizer_free(null_mut()));
     done(lacuna_text_free(null_mut()));
-    refused(lacuna_decoder_step(null(), 1), InvalidHandle, "the decoder is NULL");
-    refused(lacuna_decoder_reset(null()), InvalidHandle, "the decoder is NULL");
+    refused(
+        lacuna_decoder_step(null(), 1),
+        InvalidHandle,
+        "the decoder is NULL",
+    );
+    refused(
+        lacuna_decoder_reset(null()),
+        InvalidHandle,
+        "the decoder is NULL",
+    );
     // SAFETY: NULL handles.
     unsafe {
         let mut place = null();
-        refused(lacuna_text_push(null(), 1, &mut place), InvalidHandle, "the text is NULL");
+        refused(
+            lacuna_text_push(null(), 1, &mut place),
+            InvalidHandle,
+            "the text is NULL",
+        );
         refused(
             lacuna_tokenizer_ends(null(), 1, &mut 0),
             InvalidHandle,
@@ -247,12 +313,22 @@ fn options_of_other_sizes_are_read_as_far_as_both_know_them() {
         status
     };
     done(try_with(&session_options()));
-    for size in [0, 1, size_of::<lacuna_session_options>() - 1, 4097, usize::MAX] {
+    for size in [
+        0,
+        1,
+        size_of::<lacuna_session_options>() - 1,
+        4097,
+        usize::MAX,
+    ] {
         let options = lacuna_session_options {
             size,
             ..session_options()
         };
-        refused(try_with(&options), InvalidArgument, &format!("size is {size}"));
+        refused(
+            try_with(&options),
+            InvalidArgument,
+            &format!("size is {size}"),
+        );
     }
     #[repr(C)]
     struct Newer(lacuna_session_options, usize);
@@ -260,7 +336,11 @@ fn options_of_other_sizes_are_read_as_far_as_both_know_them() {
     newer.0.size = size_of::<Newer>();
     done(try_with((&raw const newer).cast()));
     newer.1 = 1 << 40;
-    refused(try_with((&raw const newer).cast()), Unsupported, "does not know");
+    refused(
+        try_with((&raw const newer).cast()),
+        Unsupported,
+        "does not know",
+    );
 
     let with = |change: fn(&mut lacuna_session_options)| {
         let mut options = session_options();
@@ -268,10 +348,18 @@ fn options_of_other_sizes_are_read_as_far_as_both_know_them() {
         try_with(&options)
     };
     refused(with(|o| o.flags = 1 << 20), InvalidArgument, "0x100000");
-    refused(with(|o| o.flags = LACUNA_FLAG_KEEP_INPUTS), InvalidArgument, "0x4");
+    refused(
+        with(|o| o.flags = LACUNA_FLAG_KEEP_INPUTS),
+        InvalidArgument,
+        "0x4",
+    );
     refused(with(|o| o.threads = 5000), InvalidArgument, "5000");
     refused(with(|o| o.isa = c"mmx".as_ptr()), InvalidArgument, "mmx");
-    refused(with(|o| o.symbol_count = 1), InvalidArgument, "symbols: NULL");
+    refused(
+        with(|o| o.symbol_count = 1),
+        InvalidArgument,
+        "symbols: NULL",
+    );
     done(with(|o| o.isa = c"scalar".as_ptr()));
     done(with(|o| o.threads = LACUNA_THREADS_ALL));
     done(lacuna_model_free(model));
@@ -284,9 +372,17 @@ fn inputs_and_outputs_are_described() {
     let (mut count, mut symbol) = (0, null());
     // SAFETY: structs with their sizes, and places; what is read belongs to the model.
     unsafe {
-        refused(lacuna_model_input(model, 0, &mut info), InvalidArgument, "size is 0");
+        refused(
+            lacuna_model_input(model, 0, &mut info),
+            InvalidArgument,
+            "size is 0",
+        );
         info.size = size_of::<lacuna_tensor_info>();
-        refused(lacuna_model_input(model, 3, &mut info), InvalidArgument, "number 3");
+        refused(
+            lacuna_model_input(model, 3, &mut info),
+            InvalidArgument,
+            "number 3",
+        );
         done(lacuna_model_input_count(model, &mut count));
         done(lacuna_model_input(model, 0, &mut info));
         assert_eq!((count, info.rank, info.dtype), (1, 2, LACUNA_DTYPE_I64));
@@ -328,9 +424,17 @@ fn tensors_that_do_not_fit_are_refused_and_nothing_is_written() {
     };
     refused(with_in(&|i| i.bytes -= 4), InvalidArgument, "3132 bytes");
     refused(with_in(&|i| i.data = null()), InvalidArgument, "x");
-    refused(with_in(&|i| i.dtype = LACUNA_DTYPE_I64), InvalidArgument, "`x`");
+    refused(
+        with_in(&|i| i.dtype = LACUNA_DTYPE_I64),
+        InvalidArgument,
+        "`x`",
+    );
     refused(with_in(&|i| i.dtype = 77), InvalidArgument, "dtype 77");
-    refused(with_in(&|i| i.name = c"y".as_ptr()), InvalidArgument, "no input `y`");
+    refused(
+        with_in(&|i| i.name = c"y".as_ptr()),
+        InvalidArgument,
+        "no input `y`",
+    );
     refused(with_in(&|i| i.size = 8), InvalidArgument, "size is 8");
     refused(
         with_in(&|i| i.data = i.data.wrapping_byte_add(1)),
@@ -355,7 +459,11 @@ fn tensors_that_do_not_fit_are_refused_and_nothing_is_written() {
         "do not fill",
     );
     refused(with_out(&|o| o.bytes = 44), InvalidArgument, "44 bytes");
-    refused(with_out(&|o| o.dtype = LACUNA_DTYPE_I64), InvalidArgument, "dtype 1");
+    refused(
+        with_out(&|o| o.dtype = LACUNA_DTYPE_I64),
+        InvalidArgument,
+        "dtype 1",
+    );
     refused(
         with_out(&|o| o.data = data.as_ptr().cast_mut().cast()),
         InvalidArgument,
@@ -372,7 +480,11 @@ fn tensors_that_do_not_fit_are_refused_and_nothing_is_written() {
     }
     let mut poisoned = picture();
     poisoned[5] = f32::NAN;
-    refused(run(session, input(&poisoned), good_out), InvalidArgument, "element 5 is NaN");
+    refused(
+        run(session, input(&poisoned), good_out),
+        InvalidArgument,
+        "element 5 is NaN",
+    );
     assert_eq!(scores, [42.0; 10]);
     let shape = [1usize, 1, 28, 28];
     done(with_in(&|i| {
@@ -442,7 +554,12 @@ fn a_text_is_continued_as_the_runtime_does_it() {
         // SAFETY: as above.
         unsafe {
             let room = logits.len();
-            done(lacuna_decoder_logits(decoder, logits.as_mut_ptr(), room, &mut n));
+            done(lacuna_decoder_logits(
+                decoder,
+                logits.as_mut_ptr(),
+                room,
+                &mut n,
+            ));
             assert_eq!((&logits, n), (&wanted, room));
             done(lacuna_sampler_next(sampler, decoder, &mut next));
             let mut piece: *const c_char = null();
@@ -457,12 +574,20 @@ fn a_text_is_continued_as_the_runtime_does_it() {
     // SAFETY: as above.
     unsafe {
         let to = room.as_mut_ptr().cast();
-        done(lacuna_tokenizer_decode(tokenizer, made.as_ptr(), made.len(), to, 256, &mut bytes));
+        done(lacuna_tokenizer_decode(
+            tokenizer,
+            made.as_ptr(),
+            made.len(),
+            to,
+            256,
+            &mut bytes,
+        ));
         assert_eq!(room[bytes], 0);
         let whole = std::str::from_utf8(&room[..bytes]).unwrap();
         assert_eq!(whole, tokenizer_too.decode(&made).unwrap());
         assert!(whole.starts_with(&pieces), "{whole} {pieces}");
-        let status = lacuna_tokenizer_decode(tokenizer, made.as_ptr(), made.len(), to, bytes, &mut bytes);
+        let status =
+            lacuna_tokenizer_decode(tokenizer, made.as_ptr(), made.len(), to, bytes, &mut bytes);
         refused(status, BufferTooSmall, "bytes");
 
         let mut position = 0;
@@ -472,16 +597,33 @@ fn a_text_is_continued_as_the_runtime_does_it() {
         let status = lacuna_decoder_logits(decoder, logits.as_mut_ptr(), logits.len(), &mut n);
         refused(status, InvalidArgument, "no token was processed");
         done(lacuna_decoder_step(decoder, made[0]));
-        done(lacuna_decoder_logits(decoder, logits.as_mut_ptr(), logits.len(), &mut n));
+        done(lacuna_decoder_logits(
+            decoder,
+            logits.as_mut_ptr(),
+            logits.len(),
+            &mut n,
+        ));
         reference.truncate(count);
         assert_eq!(logits, reference.step(made[0]).unwrap());
         done(lacuna_decoder_reset(decoder));
         done(lacuna_decoder_position(decoder, &mut position));
         assert_eq!(position, 0);
 
-        refused(lacuna_decoder_step(decoder, u32::MAX), InvalidArgument, "4294967295");
-        refused(lacuna_decoder_prefill(decoder, null(), 0), InvalidArgument, "no tokens");
-        refused(lacuna_decoder_prefill(decoder, null(), 5), InvalidArgument, "tokens: NULL");
+        refused(
+            lacuna_decoder_step(decoder, u32::MAX),
+            InvalidArgument,
+            "4294967295",
+        );
+        refused(
+            lacuna_decoder_prefill(decoder, null(), 0),
+            InvalidArgument,
+            "no tokens",
+        );
+        refused(
+            lacuna_decoder_prefill(decoder, null(), 5),
+            InvalidArgument,
+            "tokens: NULL",
+        );
         let many = vec![1u32; 1 << 20];
         refused(
             lacuna_decoder_prefill(decoder, many.as_ptr(), many.len()),
@@ -515,7 +657,11 @@ fn a_model_that_is_no_language_model_is_refused_as_one() {
     let model = model(fashion());
     // SAFETY: places.
     unsafe {
-        refused(lacuna_decoder_new(model, null(), &mut null_mut()), InvalidModel, "no decoder");
+        refused(
+            lacuna_decoder_new(model, null(), &mut null_mut()),
+            InvalidModel,
+            "no decoder",
+        );
         refused(
             lacuna_tokenizer_new(model, &mut null_mut()),
             InvalidArgument,
@@ -604,8 +750,14 @@ fn a_handle_freed_during_a_call_goes_when_the_call_ends() {
 
 #[test]
 fn a_panic_becomes_a_status_and_messages_belong_to_threads() {
-    refused(guard(|| panic!("the {} word", "last")), Internal, "the last word");
-    std::thread::spawn(|| assert_eq!(message(), "")).join().unwrap();
+    refused(
+        guard(|| panic!("the {} word", "last")),
+        Internal,
+        "the last word",
+    );
+    std::thread::spawn(|| assert_eq!(message(), ""))
+        .join()
+        .unwrap();
     done(guard(|| Result::Ok(())));
     assert!(message().contains("the last word"));
 }

@@ -24,7 +24,11 @@ fn the_header_is_what_cbindgen_makes_of_the_sources() {
         std::fs::write(&path, &made).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap();
-    assert_eq!(kept, made, "write it anew: LACUNA_WRITE_HEADER=1 cargo test -p lacuna-c --test header");
+    let write = "write it anew: LACUNA_WRITE_HEADER=1 cargo test -p lacuna-c --test header";
+    for (i, (kept, made)) in kept.lines().zip(made.lines()).enumerate() {
+        assert_eq!(kept, made, "line {}; {write}", i + 1);
+    }
+    assert_eq!(kept.len(), made.len(), "{write}");
 }
 
 #[test]

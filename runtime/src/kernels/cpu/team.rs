@@ -1,6 +1,7 @@
 //! A team of threads that runs one function together, with a barrier that costs well under a
 //! microsecond while everyone is awake.
 
+use crate::parallel;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -110,6 +111,7 @@ impl Team {
             let shared = team.shared.clone();
             let worker = std::thread::Builder::new()
                 .name(format!("lacuna-{index}"))
+                .stack_size(parallel::STACK)
                 .spawn(move || work(&shared, index))?;
             team.workers.push(worker);
         }
