@@ -20,6 +20,13 @@ use std::sync::OnceLock;
 /// variables: a program hands the value to [`Isa::prefer`].
 pub const ISA_VARIABLE: &str = "LACUNA_ISA";
 
+/// Whether the portable kernels are there. They can be left out where every CPU has something better.
+const PORTABLE: bool = cfg!(any(
+    test,
+    feature = "portable",
+    not(all(target_arch = "aarch64", target_endian = "little"))
+));
+
 /// The one in use where none is named.
 static DEFAULT: OnceLock<Isa> = OnceLock::new();
 
@@ -74,7 +81,7 @@ impl Isa {
     /// Whether this CPU and build have it.
     pub fn is_available(self) -> bool {
         match self {
-            Isa::Scalar => true,
+            Isa::Scalar => PORTABLE,
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "x86_64")]
@@ -225,7 +232,8 @@ impl Isa {
                     Kernel::Linear(linear) => run_vbmi2(linear, io),
                     _ => run_avx512(kernel, io),
                 },
-                _ => kernel.run::<scalar::Scalar>(io),
+                _ if PORTABLE => kernel.run::<scalar::Scalar>(io),
+                _ => unreachable!("{self} is not available"),
             }
         }
     }
@@ -250,7 +258,8 @@ impl Isa {
                 Isa::Avx2 => product_avx2(product, a, b, c),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 => product_avx512(product, a, b, c),
-                _ => product.tiles::<scalar::Scalar>(a, b, c),
+                _ if PORTABLE => product.tiles::<scalar::Scalar>(a, b, c),
+                _ => unreachable!("{self} is not available"),
             }
         }
     }
