@@ -292,7 +292,9 @@ fn no_variable_file_or_thread_is_used_that_the_app_did_not_name() {
     let watch = stage.path("watch.so");
     let mut compiler = Command::new("gcc");
     compiler.args(["-shared", "-fPIC", "-o"]).arg(&watch);
-    run(compiler.arg(Path::new(ROOT).join("tests/watch.c")).arg("-ldl"));
+    run(compiler
+        .arg(Path::new(ROOT).join("tests/watch.c"))
+        .arg("-ldl"));
     let watched = |program: &Path, arguments: &[&str]| {
         let mut command = stage.command(program);
         let output = run(command.args(arguments).env("LD_PRELOAD", &watch));
