@@ -14,8 +14,8 @@ pub struct Bytes {
 
 #[derive(Clone)]
 enum Storage {
-    Owned(Arc<[u8]>),
-    Static(&'static [u8]),
+    Owned(Arc<Vec<u8>>),
+    Static(Arc<&'static [u8]>),
     Mapped(Arc<Mmap>),
 }
 
@@ -31,10 +31,10 @@ impl Bytes {
 
     /// Bytes that are there as long as the process, such as a model that is part of the program
     /// (`include_bytes!`): nothing is copied.
-    pub const fn from_static(bytes: &'static [u8]) -> Bytes {
+    pub fn from_static(bytes: &'static [u8]) -> Bytes {
         Bytes {
             range: 0..bytes.len(),
-            storage: Storage::Static(bytes),
+            storage: Storage::Static(Arc::new(bytes)),
         }
     }
 
@@ -77,7 +77,7 @@ impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Bytes {
         Bytes {
             range: 0..bytes.len(),
-            storage: Storage::Owned(bytes.into()),
+            storage: Storage::Owned(Arc::new(bytes)),
         }
     }
 }
