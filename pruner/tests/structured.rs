@@ -208,6 +208,8 @@ fn a_search_keeps_its_budget_replays_and_goes_on_after_a_kill() {
     assert_eq!(bytes(&again), bytes(&done));
     let other = std::fs::read_to_string(killed.join("evaluations.jsonl")).unwrap();
     assert_eq!(other, log);
+    let e = run(&searched(0.5), &model, &killed).unwrap_err();
+    assert!(e.contains("killed") && e.contains("another model"), "{e}");
     tidy(&killed, 2).unwrap();
     assert!(!killed.join("round-2").exists() && killed.join("evaluations.jsonl").exists());
 }

@@ -277,27 +277,38 @@ impl<'n, 'm> Judge<'n, 'm> {
             let plain = block.plain().model(self.net.model)?;
             let key =
                 |c: usize| -> Vec<usize> { modules.iter().map(|&m| candidates[c][m]).collect() };
-            let mut parts: Vec<(Vec<usize>, usize, Vec<usize>)> = Vec::new();
-            let mut models: BTreeMap<Vec<usize>, Model> = BTreeMap::new();
+            // Those of the same levels here go through one session, whatever came before.
+            let mut alike: BTreeMap<Vec<usize>, Vec<(usize, Vec<usize>)>> = BTreeMap::new();
             for (at, class) in classes.iter().enumerate() {
                 let mut split: BTreeMap<Vec<usize>, Vec<usize>> = BTreeMap::new();
                 for &c in &class.members {
                     split.entry(key(c)).or_default().push(c);
                 }
-                parts.extend(split.into_iter().map(|(k, members)| (k, at, members)));
-            }
-            for (key, ..) in &parts {
-                if !models.contains_key(key) {
-                    let pairs = modules.iter().zip(key);
-                    let rungs = pairs.map(|(&m, &l)| (m, &supernet[m][l]));
-                    models.insert(key.clone(), self.net.compact(&plain, rungs)?);
+                for (key, members) in split {
+                    alike.entry(key).or_default().push((at, members));
                 }
             }
-            let one = |(key, at, members): (Vec<usize>, usize, Vec<usize>)| {
-                let states = self.advance(&models[&key], &classes[at].states)?;
-                Ok(Class { members, states })
+            let one = |(key, parts): (Vec<usize>, Vec<(usize, Vec<usize>)>)| {
+                let rungs = modules
+                    .iter()
+                    .zip(&key)
+                    .map(|(&m, &l)| (m, &supernet[m][l]));
+                let model = self.net.compact(&plain, rungs)?;
+                let states: Vec<Arc<Vec<f32>>> = (parts.iter())
+                    .flat_map(|p| classes[p.0].states.iter().cloned())
+                    .collect();
+                let states = self.advance(&model, &states)?;
+                let classes = parts.into_iter().zip(states.chunks(windows.len().max(1)));
+                Ok(classes
+                    .map(|((_, members), states)| Class {
+                        members,
+                        states: states.to_vec(),
+                    })
+                    .collect::<Vec<_>>())
             };
-            classes = parts.into_par_iter().map(one).collect::<Result<_>>()?;
+            let alike: Vec<_> = alike.into_iter().collect();
+            let next: Vec<Vec<Class>> = alike.into_par_iter().map(one).collect::<Result<_>>()?;
+            classes = next.into_iter().flatten().collect();
         }
         let tail = self.tail.model(self.net.model)?;
         let mut found = vec![0.0; candidates.len()];

@@ -238,6 +238,18 @@ impl Structured {
             source,
         };
         std::fs::create_dir_all(work).map_err(io)?;
+        let run = self.hash()?;
+        let (mark, own) = (work.join("run.json"), digest(&(&run, &net.digest))?);
+        match std::fs::read_to_string(&mark) {
+            Ok(other) if other.trim_matches('"') != own => {
+                return Err(Error::Data {
+                    path: work.to_owned(),
+                    what: "holds a search of another model, text or setting; remove it, or name another output".into(),
+                });
+            }
+            Ok(_) => {}
+            Err(_) => write_json(&mark, &own)?,
+        }
         let c = &self.calibration;
         let drawn = windows(
             &Calibration {
@@ -255,7 +267,6 @@ impl Structured {
             &mut |p| tell(Event::Progress(p)),
         )?;
         let mut counts = budget.uniform(net)?;
-        let run = self.hash()?;
         for round in 0..search.rounds {
             let ladders = plan::ladders(net, &counts, search, round);
             let bytes = net.bytes(&ladders);
