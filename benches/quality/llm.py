@@ -24,6 +24,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROWS = os.path.join(HERE, "llm.jsonl")
 TESTS = ["persuasion", "wiki-test"]
+STRUCTURED = ["wanda-sp", "obs", "tyr"]
 METHODS = ["magnitude", "wanda", "sparsegpt", "l-admm", "alps"]
 
 
@@ -49,6 +50,13 @@ def queue():
     ]
     runs += [run(f"{m}-{s}", m, "--sparsity", f"0.{s}") for s in [60, 70] for m in ["wanda", "sparsegpt", "alps"]]
     runs += [run("sparsegpt-50-128-windows", "sparsegpt", *half, windows=128)]
+    # Whole heads and neurons, at shares of the parameters of attentions and MLPs.
+    for share in ["0.5", "0.25", "0.375", "0.125"]:
+        name = f"{100 * float(share):g}"
+        methods = ["wanda-sp", "obs", "tyr"]
+        runs += [run(f"{m}-{name}-structured", m, "--sparsity", share, windows=64) for m in methods]
+    ablations = [("no-accumulation", ["--accumulation", "none"]), ("median", ["--accumulation", "median"])]
+    runs += [run(f"tyr-50-{n}", "tyr", *half, *extra, windows=64) for n, extra in ablations]
     return runs
 
 
@@ -105,6 +113,19 @@ def work(options):
         words += ["--windows", str(one["windows"]), "--window", "512", "--held-out", str(one["held_out"])]
         out, seconds, peak = command(words, options.wrap)
         out = json.loads(out)
+        if one["verb"] in STRUCTURED:
+            add(
+                dict(
+                    name=one["name"], dtype=options.dtype, arguments=one["extra"], windows=one["windows"], window=512,
+                    held_out=one["held_out"], module_parameters=out["module_parameters"], parameters=out["parameters"],
+                    heads=out["settings"]["heads"], bytes=out["file_bytes"][1], seconds=round(seconds, 1), peak_bytes=peak,
+                    mean_error=out["mean_error"], mean_held_out_error=out["mean_held_out_error"], rounds=out["rounds"],
+                    widths=out["settings"]["widths"], perplexity=measure(options, path),
+                )
+            )
+            if not options.keep:
+                os.remove(path)
+            continue
         calibration = out["calibration"]
         plan = out["plan"]
         add(

@@ -64,7 +64,7 @@ impl Recipe {
         let settings = self.calibration.as_ref().ok_or_else(none)?;
         let windows = windows(settings, tokens)?;
         let mut layers = layer::select(model, &self.include, &self.exclude)?;
-        let Blocks { before, blocks } = Blocks::new(model, &layers, settings.window)?;
+        let Blocks { before, blocks, .. } = Blocks::new(model, &layers, settings.window)?;
         let mut states = States::new(&before, model, &windows, settings.windows)?;
         let state_bytes = states.bytes();
         let all = blocks.len();

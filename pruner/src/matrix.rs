@@ -35,21 +35,37 @@ impl Matrix {
         Matrix::new(rows, cols, values.iter().map(|&v| f64::from(v)).collect())
     }
 
-    /// A weight of the layer's shape and dtype. A value that is not 0 stays so where its dtype has a number
-    /// small enough.
+    /// A weight of the layer's shape and dtype.
     pub fn to_weight(&self, layer: &Layer<'_>) -> Result<Weight> {
-        let values: Vec<f32> = self.data.iter().map(|&v| v as f32).collect();
+        self.shaped(layer, layer.weight.shape())
+    }
+
+    /// A weight of this matrix's shape in the layer's dtype.
+    pub fn to_stored(&self, layer: &Layer<'_>) -> Result<Weight> {
+        self.shaped(layer, &[self.rows, self.cols])
+    }
+
+    /// A value that is not 0 stays so where the dtype has a number small enough.
+    fn shaped(&self, layer: &Layer<'_>, shape: &[usize]) -> Result<Weight> {
         let refuse = |what: String| {
             Error::Runtime(lacuna::Error::Weight {
                 weight: layer.name.to_owned(),
                 what,
             })
         };
+        let values: Vec<f32> = self.data.iter().map(|&v| v as f32).collect();
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             return Err(refuse(format!("element {at} became {}", self.data[at])));
         }
-        let weight = Weight::from_f32(layer.weight.shape(), &values);
+        let weight = Weight::from_f32(shape, &values);
         weight.to_dtype(layer.weight.dtype()).map_err(refuse)
+    }
+
+    /// Columns become rows.
+    pub fn transposed(&self) -> Matrix {
+        let at = (0..self.cols).flat_map(|c| (0..self.rows).map(move |r| (r, c)));
+        let data = at.map(|(r, c)| self.data[r * self.cols + c]).collect();
+        Matrix::new(self.cols, self.rows, data)
     }
 
     pub fn view(&self) -> MatRef<'_, f64> {

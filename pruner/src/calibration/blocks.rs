@@ -14,6 +14,8 @@ pub(crate) struct Blocks {
     pub before: Block,
     /// The blocks, in order.
     pub blocks: Vec<Block>,
+    /// The output of the last block to that of the model; `None` where nothing follows.
+    pub after: Option<Block>,
 }
 
 /// A part of a graph with one input and one value for the part behind it.
@@ -160,11 +162,16 @@ impl Blocks {
             sizes.into_iter().map(Dim::Fixed).collect(),
         );
         let before = part(tokens, 0..starts[0] + 1)?;
+        let last = starts[starts.len() - 1];
+        let after = (last + 1 < graph.nodes.len())
+            .then(|| part(between(last), last + 1..graph.nodes.len()))
+            .transpose()?;
         let pairs = starts.windows(2);
         let blocks = pairs.map(|p| part(between(p[0]), p[0] + 1..p[1] + 1));
         Ok(Blocks {
             before,
             blocks: blocks.collect::<Result<_>>()?,
+            after,
         })
     }
 }
@@ -187,6 +194,16 @@ impl Block {
         block.inputs.clear();
         block.widths.clear();
         block.layers.clear();
+        block
+    }
+
+    /// The part as far as the value `output`.
+    pub fn until(&self, output: &str) -> Block {
+        let mut block = self.plain();
+        block.graph.outputs = vec![output.to_owned()];
+        if let Some(at) = block.graph.nodes.iter().position(|n| n.output == output) {
+            block.graph.nodes.truncate(at + 1);
+        }
         block
     }
 

@@ -59,6 +59,11 @@ impl States {
         })
     }
 
+    /// The states, window by window.
+    pub fn into_windows(self) -> Vec<Vec<f32>> {
+        self.windows
+    }
+
     /// Bytes of the states.
     pub fn bytes(&self) -> usize {
         self.windows.iter().map(|w| w.len() * 4).sum()

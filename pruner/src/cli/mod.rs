@@ -15,6 +15,7 @@ mod preprocessing;
 mod prune;
 mod report;
 mod run;
+mod structured;
 mod text;
 mod train;
 
@@ -22,6 +23,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use lacuna::model::Dim;
 use lacuna::{DType, Model};
+use lacuna_prune::structured::Score;
 use lacuna_prune::{Origin, SolverName};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -72,6 +74,12 @@ enum Verb {
     LAdmm(prune::Calibrated),
     /// Prunes a language model by ADMM until the zeros settle, then least squares (ALPS)
     Alps(prune::Calibrated),
+    /// Cuts heads and neurons of a language model, as many of each block as a search finds best (Týr-the-Pruner)
+    Tyr(structured::Tyr),
+    /// Cuts the same share of heads and neurons of every block of a language model; the others make up for it (OBS)
+    Obs(structured::Uniform),
+    /// Cuts the same share of heads and neurons of every block by magnitudes times norms of inputs (Wanda-sp)
+    WandaSp(structured::Uniform),
     /// Trains on labelled images or sequences
     Train(train::Train),
     /// Measures accuracy on labelled images or sequences, or perplexity on a text
@@ -109,6 +117,9 @@ impl Cli {
             Verb::SparseGpt(v) => v.run(SolverName::SparseGpt),
             Verb::LAdmm(v) => v.run(SolverName::LAdmm),
             Verb::Alps(v) => v.run(SolverName::Alps),
+            Verb::Tyr(v) => v.run(),
+            Verb::Obs(v) => v.run(Score::Obs),
+            Verb::WandaSp(v) => v.run(Score::Wanda),
             Verb::Train(v) => v.run(),
             Verb::Eval(v) => v.run(),
             Verb::Generate(v) => v.run(),

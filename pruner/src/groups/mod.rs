@@ -26,6 +26,7 @@ pub use cut::{Cut, Leftover, Removed};
 pub use limits::Limits;
 pub use plan::{ChannelPlan, Scope, Target};
 pub use score::Criterion;
+pub(crate) use slice::sliced;
 
 use crate::{Result, report};
 use couple::Coupling;

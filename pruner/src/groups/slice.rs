@@ -29,7 +29,7 @@ fn built(name: &str, old: &Weight, shape: Vec<usize>, data: Vec<u8>) -> Result<W
 }
 
 /// The weight with only the given indices of each named axis.
-pub(super) fn sliced(name: &str, weight: &Weight, kept: &[(usize, Vec<usize>)]) -> Result<Weight> {
+pub(crate) fn sliced(name: &str, weight: &Weight, kept: &[(usize, Vec<usize>)]) -> Result<Weight> {
     let (decoded, data) = dense(name, weight)?;
     let mut shape = decoded.shape().to_vec();
     let mut data: Vec<u8> = data.to_vec();

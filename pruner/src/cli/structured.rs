@@ -1,0 +1,423 @@
+//! The verbs that take whole heads and neurons from a language model, by what it does on a text.
+
+use super::calibration::{Show, tokens};
+use super::outcome::sidecar;
+use super::text::{self, Align, Table};
+use super::{Source, file_bytes, json, write_text};
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use lacuna::Model;
+use lacuna_prune::report::report;
+use lacuna_prune::structured::{
+    Accumulation, Event, HeadMode, Kind, Local, Round, Score, SearchSettings, Structured, Width,
+    tidy,
+};
+use lacuna_prune::{Calibration, LayerError, Prefix};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Looks for the heads and neurons of each block that keep the model's answers: Týr-the-Pruner (arXiv 2503.09657).
+///
+/// Beside the output a folder NAME.search holds the search: the same command goes on from there after a kill.
+/// Its evaluations.jsonl stays.
+#[derive(Args)]
+pub struct Tyr {
+    #[command(flatten)]
+    common: Common,
+    /// What the blocks behind one of several widths are pruned on
+    #[arg(long, value_enum, default_value_t = Behind::Expectation)]
+    accumulation: Behind,
+    /// Search in minutes, to see that it works
+    #[arg(long)]
+    quick: bool,
+    /// Rounds, each with half the interval of the one before
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Generations of a round
+    #[arg(long, value_name = "N")]
+    generations: Option<usize>,
+    /// Candidates of a generation
+    #[arg(long, value_name = "N")]
+    offspring: Option<usize>,
+    /// Windows of the text that candidates are compared on, others than those that the model is pruned on
+    #[arg(long, value_name = "N")]
+    search_windows: Option<usize>,
+    /// Draw all candidates at random, none by what earlier ones taught
+    #[arg(long)]
+    no_surrogate: bool,
+    /// What a matrix's inputs are ranked by
+    #[arg(long, value_enum, default_value_t = By::Obs)]
+    score: By,
+    /// Keep the supernet and the teacher's answers when done
+    #[arg(long)]
+    keep_search: bool,
+}
+
+/// Takes the same share of heads and of neurons from every block.
+#[derive(Args)]
+pub struct Uniform {
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct Common {
+    #[command(flatten)]
+    source: Source,
+    /// The share of the parameters of all attentions and MLPs that goes, such as 0.25
+    #[arg(long, value_name = "S", required_unless_present = "recipe")]
+    sparsity: Option<f64>,
+    /// The Lacuna file to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Also write a model of the shapes before, with zeros where what went was read: `prune export --dense --like` makes
+    /// of it a checkpoint that stock loaders take
+    #[arg(long, value_name = "FILE")]
+    masked: Option<PathBuf>,
+    /// Which heads go together where several share keys and values
+    #[arg(long, value_enum, default_value_t = Heads::Query)]
+    head_mode: Heads,
+    /// A UTF-8 text to learn from, or tokens (little-endian u32, *.tokens); may be repeated. Not one to measure on
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "recipe",
+        conflicts_with = "recipe"
+    )]
+    calibration_text: Vec<PathBuf>,
+    /// Windows of the text, drawn without overlap
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    windows: usize,
+    /// Tokens of a window
+    #[arg(long, value_name = "T", default_value_t = 512)]
+    window: usize,
+    /// Further windows on which the error of each module is measured
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    held_out: usize,
+    /// Added to the diagonal of the second moments, as a share of its mean
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    damping: f64,
+    /// The seed that draws windows and candidates
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Threads; 0 takes every core. The result is the same with any number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Do again what --emit-recipe wrote, to the same bytes: nothing is searched
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sparsity", "head_mode", "windows", "window", "held_out", "damping", "seed"])]
+    recipe: Option<PathBuf>,
+    /// Write the widths that were found, for --recipe
+    #[arg(long, value_name = "FILE")]
+    emit_recipe: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Heads {
+    /// Each by itself
+    Query,
+    /// All that share a key head, and it
+    KvGroup,
+    /// As many of every key head
+    Equal,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Behind {
+    /// The mean of the widths, by their density
+    Expectation,
+    /// The one in the middle
+    Median,
+    /// The model as it was
+    None,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum By {
+    /// What the outputs lose when the others make up for it
+    Obs,
+    /// The same and a first-order term: Týr's code
+    Code,
+    /// Magnitudes of both terms: Týr's paper
+    Paper,
+}
+
+impl Tyr {
+    pub fn run(&self) -> Result<String> {
+        let mut search = match self.quick {
+            true => SearchSettings::quick(),
+            false => SearchSettings::hour(),
+        };
+        let e = &mut search.evolution;
+        for (field, given) in [
+            (&mut e.generations, self.generations),
+            (&mut e.offspring, self.offspring),
+            (&mut search.rounds, self.rounds),
+            (&mut search.windows, self.search_windows),
+        ] {
+            *field = given.unwrap_or(*field);
+        }
+        search.evolution.surrogate &= !self.no_surrogate;
+        let score = match self.score {
+            By::Obs => Score::Obs,
+            By::Code => Score::Code,
+            By::Paper => Score::Paper,
+        };
+        let accumulation = match self.accumulation {
+            Behind::Expectation => Accumulation::Expectation,
+            Behind::Median => Accumulation::Median,
+            Behind::None => Accumulation::None,
+        };
+        self.common
+            .run("tyr", score, accumulation, Some(search), self.keep_search)
+    }
+}
+
+impl Uniform {
+    pub fn run(&self, score: Score) -> Result<String> {
+        let name = match score {
+            Score::Wanda => "wanda-sp",
+            _ => "obs",
+        };
+        self.common
+            .run(name, score, Accumulation::default(), None, false)
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    kind: &'static str,
+    tool: &'static str,
+    input: PathBuf,
+    input_sha256: Option<String>,
+    output: PathBuf,
+    recipe_sha256: String,
+    settings: Structured,
+    /// Parameters of all attentions and MLPs before and after, and those that the sparsity asks for.
+    module_parameters: [usize; 3],
+    /// Parameters of the model.
+    parameters: [usize; 2],
+    file_bytes: [u64; 2],
+    modules: Vec<Width>,
+    /// The mean over modules of the relative error of their outputs, on the windows and on those held out.
+    mean_error: Option<f64>,
+    mean_held_out_error: Option<f64>,
+    errors: Vec<LayerError>,
+    rounds: Vec<Round>,
+    /// Wall time of this run alone.
+    seconds: f64,
+}
+
+impl Common {
+    fn run(
+        &self,
+        kind: &'static str,
+        score: Score,
+        accumulation: Accumulation,
+        search: Option<SearchSettings>,
+        keep: bool,
+    ) -> Result<String> {
+        let started = Instant::now();
+        let mut settings = match &self.recipe {
+            Some(path) => self.read(path)?,
+            None => Structured {
+                schema: 1,
+                sparsity: self.sparsity.context("--sparsity is missing")?,
+                heads: match self.head_mode {
+                    Heads::Query => HeadMode::Query,
+                    Heads::KvGroup => HeadMode::KvGroup,
+                    Heads::Equal => HeadMode::Equal,
+                },
+                accumulation,
+                local: Local {
+                    score,
+                    ..Local::default()
+                },
+                calibration: Calibration {
+                    texts: self.calibration_text.clone(),
+                    windows: self.windows,
+                    window: self.window,
+                    seed: self.seed,
+                    damping: self.damping,
+                    prefix: Prefix::Pruned,
+                    held_out: self.held_out,
+                    ..Calibration::default()
+                },
+                search,
+                widths: Default::default(),
+            },
+        };
+        let model = self.source.open()?;
+        let input = || self.source.name().display().to_string();
+        self.source.keep(&self.output)?;
+        let (tokens, digest) = tokens(&settings.calibration, &model)?;
+        settings.calibration.sha256 = digest.clone();
+        let sha = self.source.digest(&model)?;
+        let origin = format!("{} {digest}", sha.clone().unwrap_or_default());
+        let work = self.output.with_extension("search");
+        let rounds = settings.search.as_ref().map_or(0, |s| s.rounds);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads)
+            .build()?;
+        let found = pool.install(|| {
+            let mut show = Shown::new();
+            settings.run(&model, &tokens, &origin, &work, &mut |e| show.tell(e))
+        });
+        let mut found = found.with_context(input)?;
+        found.model.metadata.recipe = Some(found.settings.hash()?);
+        found.model.save(&self.output)?;
+        let after = Model::open(&self.output)?;
+        if let Some(path) = &self.masked {
+            self.source.keep(path)?;
+            found.masked.metadata.recipe = found.model.metadata.recipe.clone();
+            found.masked.save(path)?;
+        }
+        if let Some(path) = &self.emit_recipe {
+            write_text(path, &found.settings.to_toml())?;
+        }
+        if rounds > 0 && !keep {
+            tidy(&work, rounds)?;
+        }
+        let mean = |of: fn(&LayerError) -> Option<f64>| {
+            let all: Vec<f64> = found.errors.iter().filter_map(of).collect();
+            (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
+        };
+        let trained =
+            |m: &Model| -> Result<usize> { Ok(report(m, &Default::default())?.totals.trained) };
+        let result = Report {
+            kind,
+            tool: concat!("prune ", env!("CARGO_PKG_VERSION")),
+            input: self.source.name(),
+            input_sha256: sha,
+            output: self.output.clone(),
+            recipe_sha256: found.settings.hash()?,
+            module_parameters: found.parameters,
+            parameters: [trained(&model)?, trained(&after)?],
+            file_bytes: [self.source.bytes()?, file_bytes(&self.output)?],
+            mean_error: mean(|e| Some(e.fitted)),
+            mean_held_out_error: mean(|e| e.held_out),
+            errors: found.errors,
+            modules: found.modules,
+            settings: found.settings,
+            rounds: found.rounds,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        let document = json(&result)?;
+        write_text(&sidecar(&self.output), &document)?;
+        match self.json {
+            true => Ok(document),
+            false => Ok(result.text()),
+        }
+    }
+
+    fn read(&self, path: &Path) -> Result<Structured> {
+        let named = || path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: cannot read the recipe", path.display()))?;
+        let settings = Structured::from_toml(&text).with_context(named)?;
+        if settings.widths.is_empty() && settings.search.is_some() {
+            bail!("{}: has no widths", path.display());
+        }
+        Ok(settings)
+    }
+}
+
+/// Shows on stderr how far a run is.
+struct Shown {
+    show: Show,
+    /// Generations that were done before this run's first of a round, and when it began.
+    first: Option<(usize, Instant)>,
+}
+
+impl Shown {
+    fn new() -> Shown {
+        Shown {
+            show: Show::new(),
+            first: None,
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        match event {
+            Event::Progress(at) => self.show.tell(at),
+            Event::Supernet { round, bytes } => {
+                self.first = None;
+                eprintln!("round {round}: a supernet of {:.1} MB", bytes as f64 / 1e6);
+            }
+            Event::Generation {
+                round: [round, rounds],
+                generation: [done, all],
+                best,
+            } => {
+                let (from, first) = *self.first.get_or_insert_with(|| (done, Instant::now()));
+                let (ran, since) = (done - from, first.elapsed().as_secs_f64());
+                let best = best.map_or(String::new(), |b| format!(", divergence {b:.4}"));
+                let left = match ran {
+                    0 => String::new(),
+                    n => format!(
+                        ", {:.0} s left in the round",
+                        since / n as f64 * (all - done) as f64
+                    ),
+                };
+                eprintln!("round {round}/{rounds}, generation {done}/{all}{best}{left}");
+            }
+        }
+    }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let mut table = Table::new([
+            ("read by", Align::Left),
+            ("kind", Align::Left),
+            ("units", Align::Right),
+            ("kept", Align::Right),
+            ("left", Align::Right),
+            ("error", Align::Right),
+        ]);
+        for (m, e) in self.modules.iter().zip(&self.errors) {
+            table.row([
+                m.weight.clone(),
+                match m.kind {
+                    Kind::Attention => "heads".to_owned(),
+                    Kind::Mlp => "neurons".to_owned(),
+                },
+                text::count(m.units as u64),
+                text::count(m.kept.len() as u64),
+                text::percent(text::ratio(m.kept.len() as u64, m.units as u64)),
+                text::percent(e.held_out.unwrap_or(e.fitted)),
+            ]);
+        }
+        let mut out = table.render();
+        out += "\n";
+        let mut table = Table::new([
+            ("", Align::Left),
+            ("before", Align::Right),
+            ("after", Align::Right),
+            ("left", Align::Right),
+        ]);
+        let [before, after, _] = self.module_parameters;
+        for (what, before, after) in [
+            ("attentions and MLPs", before as u64, after as u64),
+            (
+                "parameters",
+                self.parameters[0] as u64,
+                self.parameters[1] as u64,
+            ),
+            ("bytes of the file", self.file_bytes[0], self.file_bytes[1]),
+        ] {
+            table.row([
+                what.to_owned(),
+                text::count(before),
+                text::count(after),
+                text::percent(text::ratio(after, before)),
+            ]);
+        }
+        out += &table.render();
+        out += &format!("{:.0} s\nwrote {}\n", self.seconds, self.output.display());
+        out
+    }
+}

@@ -1,0 +1,293 @@
+//! Evolution over levels: budget-preserving swaps, more tokens for fewer candidates, the parent never lost.
+
+use super::Stage;
+use super::evaluate::{Judge, Levels};
+use super::modules::Kind;
+use super::supernet::{Net, Rung};
+use super::surrogate::{Sample, Surrogate};
+use crate::random::Random;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// How a generation is made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evolution {
+    /// Generations of a round.
+    pub generations: usize,
+    /// Candidates of a generation.
+    pub offspring: usize,
+    /// Swaps of a candidate: the smaller of two numbers drawn from 1 to here.
+    pub swaps: usize,
+    /// Whether a model of the modules' errors, fitted to all evaluations of the round, picks three candidates of four. The
+    /// first generation then also measures every module a level up and a level down.
+    #[serde(default)]
+    pub surrogate: bool,
+    /// Tokens on which candidates are compared, and how many go on.
+    pub stages: Vec<Stage>,
+}
+
+/// With a surrogate: how many candidates are drawn for each that is taken, and of how many times the swaps.
+const DRAWN: usize = 50;
+const WIDER: usize = 3;
+
+/// Where a search is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct State {
+    pub digest: String,
+    /// Generations that are done.
+    pub generation: usize,
+    pub parent: Levels,
+    /// The divergence of the parent at each generation's end, of the last stage's windows.
+    pub history: Vec<f64>,
+}
+
+/// One evaluation, as it stands in the log.
+#[derive(Serialize, Deserialize)]
+struct Row {
+    round: usize,
+    generation: usize,
+    stage: usize,
+    tokens: usize,
+    parameters: usize,
+    divergence: f64,
+    levels: Levels,
+}
+
+/// A search over one supernet.
+pub(crate) struct Search<'a, 'n, 'm> {
+    pub net: &'n Net<'m>,
+    pub judge: &'a Judge<'n, 'm>,
+    pub supernet: &'a [Vec<Rung>],
+    pub evolution: &'a Evolution,
+    pub seed: u64,
+    pub round: usize,
+    /// The fewest and the most parameters of the modules.
+    pub budget: (usize, usize),
+    /// Where the state is kept.
+    pub state: PathBuf,
+    /// Where evaluations go, as JSON lines.
+    pub log: PathBuf,
+}
+
+impl Search<'_, '_, '_> {
+    fn parameters(&self, levels: &Levels) -> usize {
+        let rungs = self.supernet.iter().zip(levels);
+        self.net.parameters(rungs.map(|(r, &l)| &r[l]))
+    }
+
+    /// The best levels from `start` on. `tell` gets the generations done, and the divergence of the parent.
+    pub fn run(
+        &self,
+        start: Levels,
+        digest: String,
+        tell: &mut dyn FnMut(usize, Option<f64>),
+    ) -> Result<State> {
+        let fresh = State {
+            digest: digest.clone(),
+            generation: 0,
+            parent: start,
+            history: Vec::new(),
+        };
+        let read = std::fs::read_to_string(&self.state).ok();
+        let known: Option<State> = read.and_then(|t| serde_json::from_str(&t).ok());
+        let mut state = known.filter(|s| s.digest == digest).unwrap_or(fresh);
+        while state.generation < self.evolution.generations {
+            tell(state.generation, state.history.last().copied());
+            let (best, divergence) = self.generation(&state)?;
+            state.parent = best;
+            state.history.push(divergence);
+            state.generation += 1;
+            super::write_json(&self.state, &state)?;
+        }
+        tell(state.generation, state.history.last().copied());
+        Ok(state)
+    }
+
+    /// The best of a generation and of its parent.
+    fn generation(&self, state: &State) -> Result<(Levels, f64)> {
+        let place = [self.round as u64, state.generation as u64];
+        let mut random = Random::new(self.seed, &place);
+        let mut pool = self.offspring(state, &mut random);
+        let last = self.evolution.stages.len() - 1;
+        let mut rows = String::new();
+        let mut best = (state.parent.clone(), f64::NAN);
+        for (at, stage) in self.evolution.stages.iter().enumerate() {
+            if at == last {
+                pool.push(state.parent.clone());
+            }
+            let count = pool.len();
+            if at == 0 && self.evolution.surrogate {
+                if state.generation == 0 {
+                    pool.extend(self.probes(&state.parent));
+                }
+                pool.push(state.parent.clone());
+            }
+            let mut order: Vec<usize> = (0..self.judge.windows()).collect();
+            random.shuffle(&mut order);
+            order.truncate(stage.tokens.div_ceil(self.judge.window()).max(1));
+            let candidates: Vec<&Levels> = pool.iter().collect();
+            let found = self.judge.divergences(self.supernet, &candidates, &order)?;
+            for (levels, &divergence) in pool.iter().zip(&found) {
+                let row = Row {
+                    round: self.round,
+                    generation: state.generation,
+                    stage: at,
+                    tokens: order.len() * self.judge.window(),
+                    parameters: self.parameters(levels),
+                    divergence,
+                    levels: levels.clone(),
+                };
+                rows += &serde_json::to_string(&row).unwrap_or_default();
+                rows.push('\n');
+            }
+            let mut ranks: Vec<usize> = (0..count).collect();
+            ranks.sort_by(|&a, &b| found[a].total_cmp(&found[b]).then(a.cmp(&b)));
+            ranks.truncate(if at == last { 1 } else { stage.keep.max(1) });
+            best.1 = found[ranks[0]];
+            pool = ranks.into_iter().map(|i| pool[i].clone()).collect();
+        }
+        best.0 = pool.swap_remove(0);
+        self.append(state.generation, &rows)?;
+        Ok(best)
+    }
+
+    /// Every module a level up and a level down, one at a time: outside the budget, to learn from.
+    fn probes(&self, parent: &Levels) -> Vec<Levels> {
+        let mut probes = Vec::new();
+        for m in 0..parent.len() {
+            for level in [parent[m].checked_sub(1), Some(parent[m] + 1)] {
+                if let Some(level) = level.filter(|l| *l < self.supernet[m].len()) {
+                    let mut levels = parent.clone();
+                    levels[m] = level;
+                    probes.push(levels);
+                }
+            }
+        }
+        probes
+    }
+
+    /// Candidates that differ from the parent and from each other, inside the budget.
+    fn offspring(&self, state: &State, random: &mut Random) -> Vec<Levels> {
+        let (all, parent) = (self.evolution.offspring, &state.parent);
+        let mut seen: HashSet<Levels> = HashSet::from([parent.clone()]);
+        let surrogate = match self.evolution.surrogate {
+            true => Surrogate::fit(parent, &self.samples(state.generation)),
+            false => None,
+        };
+        let mut made = Vec::new();
+        if let Some(surrogate) = surrogate {
+            let swaps = self.evolution.swaps * WIDER;
+            let drawn = self.mutants(parent, swaps, all * DRAWN, &mut seen, random);
+            let guess = |l: Levels| (surrogate.predict(&l), l);
+            let mut ranked: Vec<(f64, Levels)> = drawn.into_iter().map(guess).collect();
+            ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+            made.extend(ranked.into_iter().map(|r| r.1).take(all * 3 / 4));
+        }
+        let rest = all - made.len();
+        made.extend(self.mutants(parent, self.evolution.swaps, rest, &mut seen, random));
+        made
+    }
+
+    /// So many candidates at most, of so many swaps at most.
+    fn mutants(
+        &self,
+        parent: &Levels,
+        swaps: usize,
+        count: usize,
+        seen: &mut HashSet<Levels>,
+        random: &mut Random,
+    ) -> Vec<Levels> {
+        let (mut made, most) = (Vec::new(), swaps.max(1));
+        for _ in 0..count * 20 {
+            if made.len() == count {
+                break;
+            }
+            let swaps = 1 + random.below(most).min(random.below(most));
+            let mut levels = parent.clone();
+            for _ in 0..swaps {
+                self.swap(&mut levels, random);
+            }
+            let fits = (self.budget.0..=self.budget.1).contains(&self.parameters(&levels));
+            if fits && seen.insert(levels.clone()) {
+                made.push(levels);
+            }
+        }
+        made
+    }
+
+    /// The evaluations of the round before a generation. What a killed run left of a line ends them.
+    fn samples(&self, generation: usize) -> Vec<Sample> {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let rows = text
+            .lines()
+            .map_while(|l| serde_json::from_str::<Row>(l).ok());
+        let own = |r: &Row| r.round == self.round && r.generation < generation;
+        rows.filter(own)
+            .map(|r| Sample {
+                group: (r.generation, r.stage),
+                tokens: r.tokens,
+                levels: r.levels,
+                divergence: r.divergence,
+            })
+            .collect()
+    }
+
+    /// One module loses a level and another of its kind gains one of the same size.
+    fn swap(&self, levels: &mut Levels, random: &mut Random) {
+        let size = |m: usize, l: usize| self.supernet[m][l].kept.len();
+        let all: Vec<usize> = (0..levels.len()).collect();
+        let down: Vec<usize> = (all.iter().copied())
+            .filter(|&m| levels[m] + 1 < self.supernet[m].len())
+            .collect();
+        if down.is_empty() {
+            return;
+        }
+        let a = down[random.below(down.len())];
+        let step = size(a, levels[a]) - size(a, levels[a] + 1);
+        let kind: Kind = self.net.modules[a].kind;
+        let up: Vec<usize> = (all.into_iter())
+            .filter(|&m| {
+                let same = m != a && self.net.modules[m].kind == kind && levels[m] > 0;
+                same && size(m, levels[m] - 1) - size(m, levels[m]) == step
+            })
+            .collect();
+        if !up.is_empty() {
+            levels[up[random.below(up.len())]] -= 1;
+            levels[a] += 1;
+        }
+    }
+
+    /// Adds a generation to the log; rows that a killed run wrote of it, or of later ones, go first.
+    fn append(&self, generation: usize, rows: &str) -> Result<()> {
+        let io = |action| {
+            move |source| Error::Io {
+                path: self.log.clone(),
+                action,
+                source,
+            }
+        };
+        let there = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let earlier = |line: &&str| {
+            let row: Option<serde_json::Value> = serde_json::from_str(line).ok();
+            let at =
+                |r: &serde_json::Value| Some((r["round"].as_u64()?, r["generation"].as_u64()?));
+            let place = (self.round as u64, generation as u64);
+            row.as_ref().and_then(at).is_some_and(|p| p < place)
+        };
+        let kept = there.lines().filter(earlier).count();
+        if kept < there.lines().count() {
+            let lines: String = there.lines().take(kept).map(|l| format!("{l}\n")).collect();
+            std::fs::write(&self.log, lines).map_err(io("write"))?;
+        }
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log);
+        let mut file = file.map_err(io("write"))?;
+        file.write_all(rows.as_bytes()).map_err(io("write"))
+    }
+}

@@ -1,0 +1,303 @@
+//! Whole heads and neurons: the cut against the masked model, budgets, searches that are killed, and what is refused.
+
+mod common;
+
+use common::{decoder, spread};
+use lacuna::model::Weight;
+use lacuna::{Decoder, DecoderOptions, Model};
+use lacuna_prune::Calibration;
+use lacuna_prune::structured::{
+    Accumulation, Event, Evolution, HeadMode, Kind, Local, Outcome, Score, SearchSettings, Stage,
+    Structured, tidy,
+};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+fn tokens(n: usize) -> Vec<u32> {
+    let values = spread(n, 1.0, 99);
+    (values.iter())
+        .map(|v| (v.abs().powi(3) * 49.9) as u32)
+        .collect()
+}
+
+fn settings(sparsity: f64) -> Structured {
+    Structured {
+        schema: 1,
+        sparsity,
+        heads: HeadMode::Query,
+        accumulation: Accumulation::Expectation,
+        local: Local::default(),
+        calibration: Calibration {
+            windows: 12,
+            window: 10,
+            held_out: 4,
+            ..Calibration::default()
+        },
+        search: None,
+        widths: BTreeMap::new(),
+    }
+}
+
+fn searched(sparsity: f64) -> Structured {
+    let stage = |tokens, keep| Stage { tokens, keep };
+    Structured {
+        search: Some(SearchSettings {
+            rounds: 2,
+            interval: 0.25,
+            levels: 2,
+            windows: 8,
+            top: 16,
+            evolution: Evolution {
+                generations: 3,
+                offspring: 5,
+                swaps: 3,
+                surrogate: sparsity > 0.35,
+                stages: vec![stage(20, 2), stage(60, 1)],
+            },
+        }),
+        ..settings(sparsity)
+    }
+}
+
+fn run(settings: &Structured, model: &Model, work: &Path) -> Result<Outcome, String> {
+    let done = settings.run(model, &tokens(600), "a model", work, &mut |_| {});
+    done.map_err(|e| e.to_string())
+}
+
+fn widths(list: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    list.iter().map(|(n, w)| (n.to_string(), *w)).collect()
+}
+
+fn logits(model: &Model, chunk: usize) -> Vec<f32> {
+    let options = DecoderOptions {
+        threads: 1,
+        capacity: 32,
+        chunk,
+        all_logits: true,
+        round_inputs: Some(false),
+        ..DecoderOptions::default()
+    };
+    let mut decoder = Decoder::new(model, options).unwrap();
+    let mut all = Vec::new();
+    let read = |_, row: &[f32]| all.extend_from_slice(row);
+    decoder.score(&tokens(23), read).unwrap();
+    all
+}
+
+/// The model with zeros where the outcome cut, and the weights that it fitted.
+fn masked(model: &Model, done: &Outcome) -> Model {
+    let mut masked = model.clone();
+    for module in &done.modules {
+        let width = if module.kind == Kind::Attention { 6 } else { 1 };
+        let (rows, cols) = model.weights()[&module.weight].matrix();
+        let mut values = vec![0f32; rows * cols];
+        // Heads with as many left beside them stand first where the cut has them.
+        let mut order = module.kept.clone();
+        if module.kind == Kind::Attention {
+            let left = |h: usize| module.kept.iter().filter(|k| **k / 2 == h / 2).count();
+            order.sort_by_key(|&h| (std::cmp::Reverse(left(h)), h));
+        }
+        let columns: Vec<usize> = (order.iter())
+            .flat_map(|u| u * width..(u + 1) * width)
+            .collect();
+        if let Some(left) = done.model.weights().get(&module.weight) {
+            assert_eq!(left.shape(), [rows, columns.len()]);
+            let left = left.to_f32().unwrap();
+            for (row, left) in values.chunks_mut(cols).zip(left.chunks(columns.len())) {
+                columns.iter().zip(left).for_each(|(&c, v)| row[c] = *v);
+            }
+        }
+        let weight = Weight::from_f32(&[rows, cols], &values);
+        masked.set_weight(&module.weight, weight).unwrap();
+    }
+    masked
+}
+
+#[test]
+fn the_cut_computes_what_the_masked_model_does() {
+    let model = decoder();
+    let dir = tempfile::tempdir().unwrap();
+    for (mode, list) in [
+        (
+            HeadMode::Query,
+            vec![("0.o", 3), ("1.o", 1), ("0.down", 17)],
+        ),
+        (HeadMode::Query, vec![("0.o", 2), ("1.o", 0), ("1.down", 1)]),
+        (HeadMode::Query, vec![("0.o", 0), ("0.down", 0), ("1.o", 3)]),
+        (HeadMode::KvGroup, vec![("0.o", 2), ("1.down", 39)]),
+        (HeadMode::Equal, vec![("0.o", 2), ("1.o", 4), ("1.down", 0)]),
+    ] {
+        let settings = Structured {
+            heads: mode,
+            widths: widths(&list),
+            ..settings(0.0)
+        };
+        let done = run(&settings, &model, dir.path()).unwrap();
+        for (name, width) in &list {
+            let module = done.modules.iter().find(|m| m.weight == *name).unwrap();
+            assert_eq!(module.kept.len(), *width);
+        }
+        let masked = masked(&model, &done);
+        for module in &done.modules {
+            let [own, given] =
+                [&masked, &done.masked].map(|m| m.weights()[&module.weight].to_f32());
+            assert_eq!(own, given);
+        }
+        for chunk in [1, 8] {
+            let (cut, whole) = (logits(&done.model, chunk), logits(&masked, chunk));
+            let most = whole.iter().fold(0f32, |m, v| m.max(v.abs()));
+            for (c, w) in cut.iter().zip(&whole) {
+                assert!((c - w).abs() <= 1e-5 * most, "{list:?}: {c} is not {w}");
+            }
+        }
+        let path = dir.path().join("cut.safetensors");
+        done.model.save(&path).unwrap();
+        let opened = Model::open(&path).unwrap();
+        assert_eq!(logits(&opened, 8), logits(&done.model, 8));
+        let left: usize = opened.weights().values().map(Weight::numel).sum();
+        let all: usize = model.weights().values().map(Weight::numel).sum();
+        // Norms of modules that are gone leave too, beyond the parameters of the modules.
+        let gone = done.parameters[0] - done.parameters[1];
+        assert!((gone..=gone + 100).contains(&(all - left)));
+    }
+}
+
+#[test]
+fn a_search_keeps_its_budget_replays_and_goes_on_after_a_kill() {
+    let model = decoder();
+    let dir = tempfile::tempdir().unwrap();
+    let settings = searched(0.4);
+    let bytes = |done: &Outcome| {
+        let path = dir.path().join("m.safetensors");
+        done.model.save(&path).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    let whole = dir.path().join("whole");
+    let done = run(&settings, &model, &whole).unwrap();
+    let [_, after, target] = done.parameters;
+    // A neuron has 72 parameters.
+    assert!(after.abs_diff(target) <= 72, "{after} of {target}");
+    let log = std::fs::read_to_string(whole.join("evaluations.jsonl")).unwrap();
+    assert!(log.lines().count() >= 2 * 3 * (5 + 3) / 2);
+    assert_eq!(done.rounds.len(), 2);
+    for history in done.rounds.iter().map(|r| &r.history) {
+        assert!(history.len() == 3 && history.iter().all(|d| *d > 0.0));
+    }
+    let replayed = run(&done.settings, &model, dir.path()).unwrap();
+    assert_eq!(bytes(&replayed), bytes(&done));
+    let read = Structured::from_toml(&done.settings.to_toml()).unwrap();
+    assert_eq!(read, done.settings);
+    // Killed at one event or another, each time a little later.
+    let killed = dir.path().join("killed");
+    let mut times = 0;
+    let again = loop {
+        let mut events = 0;
+        let die = AssertUnwindSafe(|| {
+            settings.run(&model, &tokens(600), "a model", &killed, &mut |_: Event| {
+                events += 1;
+                assert!(events != 4 + 2 * times, "killed");
+            })
+        });
+        match catch_unwind(die) {
+            Ok(done) => break done.unwrap(),
+            Err(_) => times += 1,
+        }
+    };
+    assert!(times > 3, "{times}");
+    assert_eq!(bytes(&again), bytes(&done));
+    let other = std::fs::read_to_string(killed.join("evaluations.jsonl")).unwrap();
+    assert_eq!(other, log);
+    let e = run(&searched(0.5), &model, &killed).unwrap_err();
+    assert!(e.contains("killed") && e.contains("another model"), "{e}");
+    tidy(&killed, 2).unwrap();
+    assert!(!killed.join("round-2").exists() && killed.join("evaluations.jsonl").exists());
+}
+
+#[test]
+fn threads_do_not_change_the_result() {
+    let model = decoder();
+    let dir = tempfile::tempdir().unwrap();
+    let one = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let work = dir.path().join(threads.to_string());
+        let done = pool
+            .build()
+            .unwrap()
+            .install(|| run(&searched(0.3), &model, &work));
+        let done = done.unwrap();
+        (done.settings, done.modules)
+    };
+    assert_eq!(one(1), one(3));
+}
+
+#[test]
+fn a_block_file_that_is_broken_is_made_again() {
+    let model = decoder();
+    let dir = tempfile::tempdir().unwrap();
+    let settings = searched(0.4);
+    let done = run(&settings, &model, dir.path()).unwrap();
+    let state = dir.path().join("round-2.json");
+    std::fs::remove_file(state).unwrap();
+    let block = dir.path().join("round-2/block-000.safetensors");
+    let whole = std::fs::read(&block).unwrap();
+    std::fs::write(&block, &whole[..whole.len() / 2]).unwrap();
+    std::fs::write(dir.path().join("teacher.safetensors"), b"no").unwrap();
+    let again = run(&settings, &model, dir.path()).unwrap();
+    assert_eq!(std::fs::read(&block).unwrap(), whole);
+    assert_eq!(again.settings, done.settings);
+}
+
+#[test]
+fn uniform_methods_reach_the_same_parameters() {
+    let model = decoder();
+    let dir = tempfile::tempdir().unwrap();
+    for score in [Score::Obs, Score::Code, Score::Paper, Score::Wanda] {
+        for (heads, sparsity) in [
+            (HeadMode::Query, 0.37),
+            (HeadMode::KvGroup, 0.25),
+            (HeadMode::Equal, 0.5),
+        ] {
+            let settings = Structured {
+                heads,
+                local: Local {
+                    score,
+                    ..Local::default()
+                },
+                ..settings(sparsity)
+            };
+            let done = run(&settings, &model, dir.path()).unwrap();
+            let [_, after, target] = done.parameters;
+            assert!(after.abs_diff(target) <= 72, "{score:?} {heads:?}");
+            assert!(done.errors.iter().all(|e| e.held_out.is_some()));
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_the_value() {
+    let model = decoder();
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |settings: Structured, words: &[&str]| {
+        let e = run(&settings, &model, dir.path()).unwrap_err();
+        assert!(words.iter().all(|w| e.contains(w)), "{e}");
+    };
+    refused(settings(1.0), &["sparsity 1"]);
+    let mut short = settings(0.5);
+    short.calibration.windows = 1000;
+    refused(short, &["600 tokens", "1004 are asked for"]);
+    let with = |list| Structured {
+        widths: widths(list),
+        ..settings(0.5)
+    };
+    refused(with(&[("0.q", 2)]), &["`0.q`", "reads no heads"]);
+    refused(with(&[("0.o", 5)]), &["`0.o` = 5", "it has 4"]);
+    let mut none = searched(0.5);
+    none.search.as_mut().unwrap().rounds = 0;
+    refused(none, &["rounds"]);
+    let linear = common::linears(vec![Weight::from_f32(&[2, 3], &[1.0; 6])]);
+    let e = run(&settings(0.5), &linear, dir.path()).unwrap_err();
+    assert!(e.contains("no attention and no MLP"), "{e}");
+    let e = Structured::from_toml("schema = 2").unwrap_err().to_string();
+    assert!(e.contains("sparsity") || e.contains("schema"), "{e}");
+}
