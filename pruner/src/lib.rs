@@ -43,6 +43,7 @@ pub mod refiner;
 pub mod report;
 mod select;
 pub mod solver;
+pub mod tasks;
 pub mod train;
 mod write;
 

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use lacuna::Model;
+use lacuna_prune::tasks::{TaskFigures, TaskSettings};
 use lacuna_prune::train::{
     self, Augment, Border, DataSettings, Device, EpochRow, Gradual, Optimizer, Progress, RateCurve,
     Schedule, SparsityCurve, TrainSettings, Trained, forget,
@@ -97,6 +98,13 @@ pub struct TrainOptions {
     /// Mirror half of the images
     #[arg(long)]
     flip: bool,
+    /// Leave N images, spread evenly, out of the training: a set to decide by
+    #[arg(long, value_name = "N")]
+    hold_out: Option<usize>,
+    /// Learn a task of a network with several outputs, such as `name=upper,output=logits,loss=cross-entropy,labels=upper`;
+    /// may be repeated. Losses: cross-entropy, mse, smooth-l1, kl; further keys: weight, ignore (a label), metric
+    #[arg(long = "task", value_name = "KEY=VALUE,...")]
+    tasks: Vec<TaskSettings>,
     /// The seed of order and augmentation
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -216,12 +224,14 @@ impl TrainOptions {
                 split: self.split.clone(),
                 test: self.test_split.clone().unwrap_or_default(),
                 limit: self.train_limit,
+                hold_out: self.hold_out,
                 held_out_subjects: self.held_out_subjects.clone(),
                 preset: self.preprocessing.preset,
                 mean: self.preprocessing.mean.clone(),
                 std: self.preprocessing.std.clone(),
                 size: self.preprocessing.size,
             },
+            tasks: self.tasks.clone(),
             gradual: None,
         })
     }
@@ -324,14 +334,28 @@ pub fn line(row: &EpochRow) -> String {
     let sparsity = row.sparsity.map_or(String::new(), |s| {
         format!(", sparsity {}", text::percent(s))
     });
+    let train = match row.task_losses.is_empty() {
+        true => format!(", train {}", text::percent(row.train_accuracy)),
+        false => String::new(),
+    };
+    let tasks: String = row
+        .tasks
+        .iter()
+        .map(|t| format!(", {}", figure(t)))
+        .collect();
     format!(
-        "epoch {}/{}: loss {:.4}, train {}{test}{sparsity}, {:.1} s",
-        row.epoch,
-        row.epochs,
-        row.loss,
-        text::percent(row.train_accuracy),
-        row.seconds
+        "epoch {}/{}: loss {:.4}{train}{test}{tasks}{sparsity}, {:.1} s",
+        row.epoch, row.epochs, row.loss, row.seconds
     )
+}
+
+/// A task's figures in words.
+pub fn figure(task: &TaskFigures) -> String {
+    let value = match task.metric.is_share() {
+        true => text::percent(task.value),
+        false => format!("{:.4}", task.value),
+    };
+    format!("{} {} {value}", task.name, task.metric)
 }
 
 /// A bar with the time left, on stderr, where that is a terminal.
