@@ -33,6 +33,7 @@ pub mod groups;
 mod layer;
 mod matrix;
 mod origin;
+pub mod pagcp;
 pub mod page;
 pub mod perplexity;
 pub mod plan;

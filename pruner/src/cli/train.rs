@@ -183,7 +183,7 @@ enum Ramp {
 }
 
 impl TrainOptions {
-    fn settings(&self, epochs: usize) -> Result<TrainSettings> {
+    pub fn settings(&self, epochs: usize) -> Result<TrainSettings> {
         let Some(path) = &self.data else {
             bail!("--data is missing: the images to train on");
         };
@@ -234,6 +234,20 @@ impl TrainOptions {
             tasks: self.tasks.clone(),
             gradual: None,
         })
+    }
+}
+
+impl TrainOptions {
+    /// How the training is carried out.
+    pub fn effort(&self) -> &Effort {
+        &self.effort
+    }
+}
+
+impl Effort {
+    /// Where gradients are computed, and by how many threads.
+    pub fn place(&self) -> (Device, usize) {
+        (self.device, self.threads)
     }
 }
 
@@ -359,7 +373,7 @@ pub fn figure(task: &TaskFigures) -> String {
 }
 
 /// A bar with the time left, on stderr, where that is a terminal.
-fn bar() -> ProgressBar {
+pub fn bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

@@ -66,22 +66,26 @@ impl TaskData {
     /// # Errors
     /// When the file has no such tensor, or one of another shape, number of samples or classes than its task has.
     pub fn open(path: &Path, split: &str, heads: &[Head]) -> Result<TaskData> {
-        let labelled = heads.iter().filter_map(|h| h.labels.as_ref()).next();
         let tensors = path.extension().is_some_and(|e| e == "safetensors");
         let refuse = |what: String| Error::Data {
             path: path.to_owned(),
             what,
         };
         if !tensors {
-            return match labelled {
+            let images = Samples::Images(data::open(path, split)?);
+            // Other kinds of data have one class for each image.
+            let own = |head: &Head| match head.labels.as_deref() {
+                None => Ok(Labels::Teacher),
+                Some("labels") if head.loss == LossName::CrossEntropy && head.rows == 1 => {
+                    Labels::of(&images, head.width)
+                }
                 Some(labels) => Err(refuse(format!(
-                    "labels `{labels}` of a task are read from a safetensors file"
+                    "labels `{labels}` of task `{}` are read from a safetensors file",
+                    head.name
                 ))),
-                None => Ok(TaskData {
-                    images: Samples::Images(data::open(path, split)?),
-                    labels: heads.iter().map(|_| Labels::Teacher).collect(),
-                }),
             };
+            let labels = heads.iter().map(own).collect::<Result<_>>()?;
+            return Ok(TaskData { images, labels });
         }
         let images = Tensors::images(path, split)?;
         let count = images.len();
