@@ -27,6 +27,9 @@ pub struct Train {
     /// Passes over the training images
     #[arg(long, value_name = "N", default_value_t = 1)]
     epochs: usize,
+    /// The network that tasks without labels are held against
+    #[arg(long, value_name = "MODEL", requires = "tasks")]
+    teacher: Option<PathBuf>,
     #[command(flatten)]
     options: TrainOptions,
     /// Print JSON
@@ -288,7 +291,7 @@ pub fn fine_tune(
     effort: &Effort,
 ) -> Result<(Pruned, Vec<EpochRow>)> {
     let settings = recipe.train.as_ref().context("the recipe trains nothing")?;
-    let trained = carry_out(model, Some(recipe), settings, output, effort)?;
+    let trained = carry_out(model, None, Some(recipe), settings, output, effort)?;
     let plan = trained.plan.context("the recipe prunes nothing")?;
     let mut model = match recipe.keep_dense {
         true => trained.model.decoded(),
@@ -307,6 +310,7 @@ pub fn checkpoint(output: &Path) -> PathBuf {
 
 fn carry_out(
     model: &Model,
+    teacher: Option<&Model>,
     recipe: Option<&Recipe>,
     settings: &TrainSettings,
     output: &Path,
@@ -335,7 +339,10 @@ fn carry_out(
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(effort.threads)
         .build()?;
-    let trained = pool.install(|| train::train(model, recipe, settings, &conduct, &mut show));
+    let trained = pool.install(|| match teacher {
+        Some(teacher) => train::distill(model, teacher, settings, &conduct, &mut show),
+        None => train::train(model, recipe, settings, &conduct, &mut show),
+    });
     bar.finish_and_clear();
     Ok(trained?)
 }
@@ -394,7 +401,17 @@ impl Train {
     pub fn run(&self) -> Result<String> {
         let settings = self.options.settings(self.epochs)?;
         let model = self.source.open()?;
-        let trained = carry_out(&model, None, &settings, &self.output, &self.options.effort)?;
+        let teacher = self.teacher.as_deref();
+        let teacher = teacher.map(|t| lacuna_convert::open(t, &Default::default()));
+        let (teacher, effort) = (teacher.transpose()?, &self.options.effort);
+        let trained = carry_out(
+            &model,
+            teacher.as_ref(),
+            None,
+            &settings,
+            &self.output,
+            effort,
+        )?;
         trained.model.save(&self.output)?;
         forget(&checkpoint(&self.output))?;
         let report = Report {

@@ -94,11 +94,17 @@ impl PagcpSettings {
         }
     }
 
-    /// The allowance of the first visit, and the inflation, of a round from 0.
-    fn allowances(&self, round: usize) -> [f64; 2] {
-        let round = round as f64;
+    /// The allowance of the first visit, and the inflation, of the round behind these. A round that found nothing
+    /// doubles the allowance of those behind it.
+    fn allowances(&self, rounds: &[Round]) -> [f64; 2] {
+        let round = rounds.len() as f64;
+        let idle = rounds.iter().filter(|r| r.is_idle()).count();
+        let doubled = match self.as_coded {
+            true => 1.0,
+            false => 2f64.powi(idle.min(1 << 10) as i32),
+        };
         [
-            self.allowance + self.allowance_slope * round,
+            (self.allowance + self.allowance_slope * round) * doubled,
             self.inflation + self.inflation_slope * round,
         ]
     }
@@ -152,6 +158,13 @@ pub struct Round {
     pub losses_after: Vec<f64>,
     /// The training, epoch by epoch.
     pub epochs: Vec<EpochRow>,
+}
+
+impl Round {
+    /// Whether nothing went.
+    fn is_idle(&self) -> bool {
+        self.visits.iter().all(|v| v.taken == 0)
+    }
 }
 
 /// How a run is carried out.
@@ -231,7 +244,7 @@ pub fn forget(state: &std::path::Path, rounds: usize) -> Result<()> {
     Store::new(state, String::new()).forget(rounds)
 }
 
-/// Prunes `model` until the budget is met, a round takes nothing more, or the rounds are over.
+/// Prunes `model` until the budget is met, the rounds are over, or no task allows anything more.
 ///
 /// The result depends on the network, the settings and the machine's instruction set, and not on how often the run was
 /// interrupted.
@@ -289,11 +302,14 @@ pub fn pagcp(
         let costs = settings.budget.meter(&groups)?;
         let cost = costs.total(&vec![0; groups.all().len()]);
         let (left, met) = (cost / dense, cost <= goal[1]);
-        let idle = state
-            .rounds
-            .last()
-            .is_some_and(|r| r.left_after >= r.left_before);
-        if met || idle || round >= settings.rounds {
+        let allowances = settings.allowances(&state.rounds);
+        let spent = match state.rounds.last() {
+            None => false,
+            // The first visit may use up what all visits together may.
+            _ if allowances[0] > allowances[1] - 1.0 => true,
+            Some(last) => settings.as_coded && settings.allowance_slope <= 0.0 && last.is_idle(),
+        };
+        if met || spent || round >= settings.rounds {
             break (left, met);
         }
         if !said {
@@ -313,6 +329,7 @@ pub fn pagcp(
             costs: &costs,
             tasks: train.tasks.iter().map(|t| t.name.clone()).collect(),
             round,
+            allowances,
             goal,
         };
         let losses = oracle.run_on(&current)?;

@@ -63,6 +63,8 @@ pub(super) struct Pass<'a, 'm> {
     pub costs: &'a Costs,
     pub tasks: Vec<String>,
     pub round: usize,
+    /// Of the first visit, and the inflation.
+    pub allowances: [f64; 2],
     /// What the dense network costs, and what may be left of it.
     pub goal: [f64; 2],
 }
@@ -96,7 +98,7 @@ impl Pass<'_, '_> {
         if weighed.is_empty() {
             return Err(Error::Channels("no group can be cut".into()));
         }
-        let [first, inflation] = self.settings.allowances(self.round);
+        let [first, inflation] = self.allowances;
         let factor = match self.settings.decay {
             false => 1.0,
             true => decay(first, inflation, weighed.len()).ok_or_else(|| {
