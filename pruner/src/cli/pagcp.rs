@@ -103,6 +103,8 @@ enum By {
     L1,
     /// Root of their mean square
     L2,
+    /// Squares of the weights that make and that read it (DepGraph)
+    GroupNorm,
 }
 
 #[derive(Serialize)]
@@ -163,6 +165,7 @@ impl Pagcp {
             criterion: match self.criterion {
                 By::L1 => Criterion::L1,
                 By::L2 => Criterion::L2,
+                By::GroupNorm => Criterion::GroupNorm,
             },
             rounds: self.rounds,
             ignore: ignore.to_vec(),

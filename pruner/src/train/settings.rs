@@ -377,6 +377,26 @@ mod tests {
     }
 
     #[test]
+    fn tasks_are_tables_of_a_recipe() {
+        let tasks = [
+            "name=a,output=x,loss=kl,weight=0.5",
+            "name=b,loss=cross-entropy,labels=m,ignore=255,metric=pixel-accuracy",
+        ];
+        let settings = TrainSettings {
+            tasks: tasks.map(|t| t.parse().unwrap()).into(),
+            gradual: Some(Gradual {
+                curve: SparsityCurve::Linear,
+                start: 0,
+                end: 1,
+            }),
+            ..TrainSettings::default()
+        };
+        let text = toml::to_string(&settings).unwrap();
+        assert!(text.contains("[[tasks]]"), "{text}");
+        assert_eq!(toml::from_str::<TrainSettings>(&text).unwrap(), settings);
+    }
+
+    #[test]
     fn what_cannot_be_trained_with_is_named() {
         let refused = |s: TrainSettings, what: &str| {
             let e = s.check().unwrap_err().to_string();
