@@ -15,7 +15,8 @@ pub(super) fn decay(first: f64, inflation: f64, steps: usize) -> Option<f64> {
         }
         sum
     };
-    if steps == 0 || !(used(0.0) <= goal) {
+    let least = used(0.0);
+    if steps == 0 || least.is_nan() || goal.is_nan() || least > goal {
         return None;
     }
     if steps == 1 {

@@ -202,7 +202,7 @@ impl Oracle {
                 sums[i] += found.iter().map(|f| f.0).sum::<f64>();
                 // No loss is below 0: what is exceeded stays so. NaN exceeds too.
                 let most = most.map_or(f64::MAX, |m| m[i]);
-                if !(sums[i] / count as f64 <= most) {
+                if sums[i].is_nan() || sums[i] / count as f64 > most {
                     exceeds = Some(i);
                     return Ok(false);
                 }
