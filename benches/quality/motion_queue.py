@@ -20,6 +20,8 @@ import shlex
 import subprocess
 import sys
 
+from rows import add, read
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 FOLDS = [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10]]
 EPOCHS, LR, BATCH = 30, 0.0064, 100
@@ -50,18 +52,6 @@ def interval(values):
     mean = sum(values) / len(values)
     variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
     return mean, STUDENT * math.sqrt(variance / len(values))
-
-
-def read(path):
-    if not os.path.exists(path):
-        return []
-    with open(path) as f:
-        return [json.loads(line) for line in f]
-
-
-def add(path, row):
-    with open(path, "a") as f:
-        f.write(json.dumps(row) + "\n")
 
 
 def table(path):

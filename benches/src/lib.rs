@@ -18,6 +18,7 @@ pub mod report;
 mod runner;
 pub mod shapes;
 mod stats;
+mod table;
 
 pub use audit::{Audit, AuditLayer, Compared, FormTime, TOLERANCE, Verdict, audit, tune};
 pub use bench::{Config, Measured, Report, run};
@@ -28,6 +29,7 @@ pub use layer::{Layer, place_under_limits, set_beside_dense, share_out};
 pub use memory::Resident;
 pub use model::{Facts, Opened, open};
 pub use stats::{Summary, median};
+pub use table::{Table, TableLayer, table};
 
 /// The version of the JSON object and of the layers that [`report::json`] writes.
 pub const SCHEMA: u32 = 1;

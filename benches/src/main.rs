@@ -83,6 +83,10 @@ struct Args {
     /// Use the forms that --tune remembered in this file
     #[arg(long, value_name = "FILE")]
     tuned: Option<PathBuf>,
+    /// Measure every convolution and linear layer alone, dense, at several widths, --min-time-ms each, and write the
+    /// times as JSON: what `prune pagcp --latency` reads
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["csv", "html", "layers", "no_layers", "audit", "tune", "json"])]
+    table: Option<PathBuf>,
     /// Keep packed weights in this directory, and map them from there the next time
     #[arg(long, value_name = "DIR")]
     pack_cache: Option<PathBuf>,
@@ -162,6 +166,14 @@ fn main() -> Result<ExitCode> {
         let code = audit(&config, args.json, args.tune.as_deref(), progress);
         bar.finish_and_clear();
         return code;
+    }
+    if let Some(path) = &args.table {
+        let table = lacuna_bench::table(&config, progress)?;
+        bar.finish_and_clear();
+        std::fs::write(path, serde_json::to_string_pretty(&table)? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{} layers in {}", table.layers.len(), path.display());
+        return Ok(ExitCode::SUCCESS);
     }
     let measured = lacuna_bench::run(&config, progress)?;
     bar.finish_and_clear();

@@ -395,3 +395,27 @@ fn completions_and_manual_know_the_flags() {
     let (ok, text) = bench(&["--json"]);
     assert!(!ok && text.contains("MODEL"), "{text}");
 }
+
+#[test]
+fn a_table_has_every_layer_at_widths_up_to_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = saved(folder.path());
+    let config = Config {
+        min_time: Duration::from_millis(1),
+        threads: 1,
+        ..config(path)
+    };
+    let table = lacuna_bench::table(&config, |_| {}).unwrap();
+    let weights: Vec<&str> = table.layers.iter().map(|l| l.weight.as_str()).collect();
+    assert_eq!(weights, ["first.weight", "second.weight"]);
+    let second = &table.layers[1];
+    assert_eq!(second.first, [6, 12, 18, 24, 36, 48]);
+    assert_eq!(second.second, [4, 8, 12, 16, 24, 32]);
+    assert_eq!(table.layers[0].second, [1, 2, 3]);
+    for layer in &table.layers {
+        assert_eq!(layer.ms.len(), layer.first.len());
+        let all = layer.ms.iter().flatten();
+        assert!(all.clone().all(|ms| *ms > 0.0 && ms.is_finite()));
+        assert_eq!(all.count(), layer.first.len() * layer.second.len());
+    }
+}

@@ -147,6 +147,14 @@ pub enum Error {
         /// The learning rate of the step.
         rate: f64,
     },
+    /// A task does not fit its model or its data.
+    #[error("task `{task}`: {what}")]
+    Task {
+        /// Its name.
+        task: String,
+        /// What is wrong.
+        what: String,
+    },
     /// Channels cannot leave a factor of low rank.
     #[error("weight `{weight}`: {what}")]
     Factor {

@@ -33,6 +33,7 @@ pub mod groups;
 mod layer;
 mod matrix;
 mod origin;
+pub mod pagcp;
 pub mod page;
 pub mod perplexity;
 pub mod plan;
@@ -44,6 +45,7 @@ pub mod report;
 mod select;
 pub mod solver;
 pub mod structured;
+pub mod tasks;
 pub mod train;
 mod write;
 

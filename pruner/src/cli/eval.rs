@@ -9,6 +9,7 @@ use lacuna::{Model, Tokenizer};
 use lacuna_prune::data::Samples;
 use lacuna_prune::eval::{Accuracy, EvalOptions, evaluate_samples};
 use lacuna_prune::perplexity::{Perplexity, PerplexityOptions, perplexity};
+use lacuna_prune::tasks::{TaskFigures, TaskOptions, TaskSettings, evaluate_tasks};
 use serde::Serialize;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,12 @@ pub struct Eval {
     /// With --text: run tokens one at a time, as generation does, and not in chunks
     #[arg(long, requires = "text")]
     by_token: bool,
+    /// Measure a task of a network with several outputs, as `prune train` takes them; may be repeated
+    #[arg(long = "task", value_name = "KEY=VALUE,...", conflicts_with = "text")]
+    tasks: Vec<TaskSettings>,
+    /// What tasks without labels are held against
+    #[arg(long, value_name = "MODEL", requires = "tasks")]
+    teacher: Option<PathBuf>,
     #[command(flatten)]
     preprocessing: Preprocessing,
     /// Print JSON
@@ -94,7 +101,6 @@ impl Eval {
             return self.perplexity(&model, path);
         }
         let path = self.data.as_deref().context("--data is missing")?;
-        let data = Samples::open(&model, path, &self.split, &self.held_out_subjects)?;
         let options = EvalOptions {
             batch: self.batch as usize,
             limit: self.limit.map(|n| n as usize),
@@ -107,6 +113,10 @@ impl Eval {
             size: self.preprocessing.size,
         };
         let started = Instant::now();
+        if !self.tasks.is_empty() {
+            return self.tasks(&model, path, options, started);
+        }
+        let data = Samples::open(&model, path, &self.split, &self.held_out_subjects)?;
         let bar = bar();
         let accuracy = evaluate_samples(&model, &data, &options, &mut |done, all| {
             bar.set_length(all as u64);
@@ -116,6 +126,35 @@ impl Eval {
         let report = Report {
             model: self.source.name(),
             accuracy,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        match self.json {
+            true => json(&report),
+            false => Ok(report.text()),
+        }
+    }
+
+    fn tasks(
+        &self,
+        model: &Model,
+        path: &Path,
+        eval: EvalOptions,
+        started: Instant,
+    ) -> Result<String> {
+        let teacher = self.teacher.as_deref();
+        let teacher = teacher.map(|t| lacuna_convert::open(t, &Default::default()));
+        let teacher = teacher.transpose()?;
+        let options = TaskOptions {
+            path,
+            split: &self.split,
+            eval,
+            teacher: teacher.as_ref(),
+        };
+        let report = TaskReport {
+            model: self.source.name(),
+            data: path.to_owned(),
+            split: &self.split,
+            tasks: evaluate_tasks(model, &self.tasks, &options)?,
             seconds: started.elapsed().as_secs_f64(),
         };
         match self.json {
@@ -156,6 +195,47 @@ impl Eval {
             true => json(&report),
             false => Ok(report.text()),
         }
+    }
+}
+
+#[derive(Serialize)]
+struct TaskReport<'a> {
+    model: PathBuf,
+    data: PathBuf,
+    split: &'a str,
+    tasks: Vec<TaskFigures>,
+    seconds: f64,
+}
+
+impl TaskReport<'_> {
+    fn text(&self) -> String {
+        let mut table = text::Table::new([
+            ("task", text::Align::Left),
+            ("metric", text::Align::Left),
+            ("value", text::Align::Right),
+            ("loss", text::Align::Right),
+            ("samples", text::Align::Right),
+        ]);
+        for t in &self.tasks {
+            table.row([
+                t.name.clone(),
+                t.metric.to_string(),
+                match t.metric.is_share() {
+                    true => text::percent(t.value),
+                    false => format!("{:.4}", t.value),
+                },
+                format!("{:.4}", t.loss),
+                text::count(t.samples as u64),
+            ]);
+        }
+        format!(
+            "{}\ndata   {}, split {}\n{}{:.1} s\n",
+            self.model.display(),
+            self.data.display(),
+            self.split,
+            table.render(),
+            self.seconds
+        )
     }
 }
 

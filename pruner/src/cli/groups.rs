@@ -38,13 +38,19 @@ pub struct LimitFlags {
 }
 
 impl LimitFlags {
-    /// The limits, once `groups` knows what is ignored.
-    pub fn apply(&self, groups: &mut Groups<'_>) -> Result<Limits> {
+    /// The limits, and the patterns of what stays.
+    pub fn parts(&self) -> (Limits, &[String]) {
         let limits = Limits {
             round_to: self.round_to,
             min_channels: self.min_channels,
             max_ratio: self.max_ratio,
         };
+        (limits, &self.ignore)
+    }
+
+    /// The limits, once `groups` knows what is ignored.
+    pub fn apply(&self, groups: &mut Groups<'_>) -> Result<Limits> {
+        let (limits, _) = self.parts();
         limits.check()?;
         groups.ignore(&self.ignore)?;
         Ok(limits)

@@ -11,6 +11,7 @@ mod generate;
 mod groups;
 mod inspect;
 mod outcome;
+mod pagcp;
 mod preprocessing;
 mod prune;
 mod report;
@@ -65,6 +66,8 @@ enum Verb {
     Groups(groups::ListGroups),
     /// Cuts whole channels, heads and neurons by their magnitudes: smaller dense layers
     Channels(channels::Channels),
+    /// Cuts channels until a budget is met, as much of each layer as every task of the network allows (PAGCP)
+    Pagcp(pagcp::Pagcp),
     /// Prunes a language model by magnitudes times norms of inputs (Wanda)
     Wanda(prune::Calibrated),
     /// Prunes a language model column by column, errors spread over the columns behind (SparseGPT)
@@ -113,6 +116,7 @@ impl Cli {
             Verb::Cut(v) => v.run(),
             Verb::Groups(v) => v.run(),
             Verb::Channels(v) => v.run(),
+            Verb::Pagcp(v) => v.run(),
             Verb::Wanda(v) => v.run(SolverName::Wanda),
             Verb::SparseGpt(v) => v.run(SolverName::SparseGpt),
             Verb::LAdmm(v) => v.run(SolverName::LAdmm),

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use lacuna::Model;
+use lacuna_prune::tasks::{TaskFigures, TaskSettings};
 use lacuna_prune::train::{
     self, Augment, Border, DataSettings, Device, EpochRow, Gradual, Optimizer, Progress, RateCurve,
     Schedule, SparsityCurve, TrainSettings, Trained, forget,
@@ -26,6 +27,9 @@ pub struct Train {
     /// Passes over the training images
     #[arg(long, value_name = "N", default_value_t = 1)]
     epochs: usize,
+    /// The network that tasks without labels are held against
+    #[arg(long, value_name = "MODEL", requires = "tasks")]
+    teacher: Option<PathBuf>,
     #[command(flatten)]
     options: TrainOptions,
     /// Print JSON
@@ -97,6 +101,13 @@ pub struct TrainOptions {
     /// Mirror half of the images
     #[arg(long)]
     flip: bool,
+    /// Leave N images, spread evenly, out of the training: a set to decide by
+    #[arg(long, value_name = "N")]
+    hold_out: Option<usize>,
+    /// Learn a task of a network with several outputs, such as `name=upper,output=logits,loss=cross-entropy,labels=upper`;
+    /// may be repeated. Losses: cross-entropy, mse, smooth-l1, kl; further keys: weight, ignore (a label), metric
+    #[arg(long = "task", value_name = "KEY=VALUE,...")]
+    tasks: Vec<TaskSettings>,
     /// The seed of order and augmentation
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -175,7 +186,7 @@ enum Ramp {
 }
 
 impl TrainOptions {
-    fn settings(&self, epochs: usize) -> Result<TrainSettings> {
+    pub fn settings(&self, epochs: usize) -> Result<TrainSettings> {
         let Some(path) = &self.data else {
             bail!("--data is missing: the images to train on");
         };
@@ -216,14 +227,30 @@ impl TrainOptions {
                 split: self.split.clone(),
                 test: self.test_split.clone().unwrap_or_default(),
                 limit: self.train_limit,
+                hold_out: self.hold_out,
                 held_out_subjects: self.held_out_subjects.clone(),
                 preset: self.preprocessing.preset,
                 mean: self.preprocessing.mean.clone(),
                 std: self.preprocessing.std.clone(),
                 size: self.preprocessing.size,
             },
+            tasks: self.tasks.clone(),
             gradual: None,
         })
+    }
+}
+
+impl TrainOptions {
+    /// How the training is carried out.
+    pub fn effort(&self) -> &Effort {
+        &self.effort
+    }
+}
+
+impl Effort {
+    /// Where gradients are computed, and by how many threads.
+    pub fn place(&self) -> (Device, usize) {
+        (self.device, self.threads)
     }
 }
 
@@ -264,7 +291,7 @@ pub fn fine_tune(
     effort: &Effort,
 ) -> Result<(Pruned, Vec<EpochRow>)> {
     let settings = recipe.train.as_ref().context("the recipe trains nothing")?;
-    let trained = carry_out(model, Some(recipe), settings, output, effort)?;
+    let trained = carry_out(model, None, Some(recipe), settings, output, effort)?;
     let plan = trained.plan.context("the recipe prunes nothing")?;
     let mut model = match recipe.keep_dense {
         true => trained.model.decoded(),
@@ -283,6 +310,7 @@ pub fn checkpoint(output: &Path) -> PathBuf {
 
 fn carry_out(
     model: &Model,
+    teacher: Option<&Model>,
     recipe: Option<&Recipe>,
     settings: &TrainSettings,
     output: &Path,
@@ -311,7 +339,10 @@ fn carry_out(
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(effort.threads)
         .build()?;
-    let trained = pool.install(|| train::train(model, recipe, settings, &conduct, &mut show));
+    let trained = pool.install(|| match teacher {
+        Some(teacher) => train::distill(model, teacher, settings, &conduct, &mut show),
+        None => train::train(model, recipe, settings, &conduct, &mut show),
+    });
     bar.finish_and_clear();
     Ok(trained?)
 }
@@ -324,18 +355,32 @@ pub fn line(row: &EpochRow) -> String {
     let sparsity = row.sparsity.map_or(String::new(), |s| {
         format!(", sparsity {}", text::percent(s))
     });
+    let train = match row.task_losses.is_empty() {
+        true => format!(", train {}", text::percent(row.train_accuracy)),
+        false => String::new(),
+    };
+    let tasks: String = row
+        .tasks
+        .iter()
+        .map(|t| format!(", {}", figure(t)))
+        .collect();
     format!(
-        "epoch {}/{}: loss {:.4}, train {}{test}{sparsity}, {:.1} s",
-        row.epoch,
-        row.epochs,
-        row.loss,
-        text::percent(row.train_accuracy),
-        row.seconds
+        "epoch {}/{}: loss {:.4}{train}{test}{tasks}{sparsity}, {:.1} s",
+        row.epoch, row.epochs, row.loss, row.seconds
     )
 }
 
+/// A task's figures in words.
+pub fn figure(task: &TaskFigures) -> String {
+    let value = match task.metric.is_share() {
+        true => text::percent(task.value),
+        false => format!("{:.4}", task.value),
+    };
+    format!("{} {} {value}", task.name, task.metric)
+}
+
 /// A bar with the time left, on stderr, where that is a terminal.
-fn bar() -> ProgressBar {
+pub fn bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -356,7 +401,17 @@ impl Train {
     pub fn run(&self) -> Result<String> {
         let settings = self.options.settings(self.epochs)?;
         let model = self.source.open()?;
-        let trained = carry_out(&model, None, &settings, &self.output, &self.options.effort)?;
+        let teacher = self.teacher.as_deref();
+        let teacher = teacher.map(|t| lacuna_convert::open(t, &Default::default()));
+        let (teacher, effort) = (teacher.transpose()?, &self.options.effort);
+        let trained = carry_out(
+            &model,
+            teacher.as_ref(),
+            None,
+            &settings,
+            &self.output,
+            effort,
+        )?;
         trained.model.save(&self.output)?;
         forget(&checkpoint(&self.output))?;
         let report = Report {

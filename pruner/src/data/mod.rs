@@ -13,6 +13,8 @@ pub use preprocess::{Preprocess, Preset};
 pub use sequences::Sequences;
 pub use tensors::Tensors;
 
+pub(crate) use tensors::integers;
+
 use crate::{Error, Result};
 use lacuna::Model;
 use libjpeg_turbo_rs::{DecodeLimits, Decoder, PixelFormat};
@@ -223,7 +225,7 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Image, String> {
     })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|source| Error::Io {
         path: path.to_owned(),
         action: "read",

@@ -1,7 +1,7 @@
 //! A safetensors file of labelled sequences: windows of a signal, with the subject of each.
 
 use super::read;
-use super::tensors::{find, integers};
+use super::tensors::{find, indices};
 use crate::{Error, Result};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeSet;
@@ -61,7 +61,7 @@ impl Sequences {
                 windows.shape()
             ));
         }
-        let labels = integers("labels", &need("labels")?)?;
+        let labels = indices("labels", &need("labels")?)?;
         if labels.len() != count {
             return Err(format!("{} labels for {count} windows", labels.len()));
         }
@@ -70,7 +70,7 @@ impl Sequences {
         let places: Vec<usize> = match held_out {
             [] => (0..count).collect(),
             _ => {
-                let subjects = integers("subjects", &need("subjects")?)?;
+                let subjects = indices("subjects", &need("subjects")?)?;
                 if subjects.len() != count {
                     return Err(format!("{} subjects for {count} windows", subjects.len()));
                 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// - `test_images` U8 `[N, C, H, W]` with 1 or 3 channels, or
 /// - `test_jpeg` U8 `[bytes]` with `test_offsets` I64 `[N + 1]`, image `i` being the bytes from
 ///   offset `i` to offset `i + 1`;
-/// - `test_labels` `[N]`, U8, I32 or I64.
+/// - `test_labels` `[N]`, U8, I32 or I64, where labels are read.
 ///
 /// Names without the split (`images`, ...) are read where those with it do not exist.
 #[derive(Clone, Debug)]
@@ -38,14 +38,23 @@ enum Images {
 impl Tensors {
     /// Reads and checks the tensors of a split.
     pub fn open(path: &Path, split: &str) -> Result<Tensors> {
+        Tensors::read(path, split, true)
+    }
+
+    /// The same without labels: each is 0.
+    pub fn images(path: &Path, split: &str) -> Result<Tensors> {
+        Tensors::read(path, split, false)
+    }
+
+    fn read(path: &Path, split: &str, labelled: bool) -> Result<Tensors> {
         let bytes = read(path)?;
-        Tensors::parse(&bytes, path, split).map_err(|what| Error::Data {
+        Tensors::parse(&bytes, path, split, labelled).map_err(|what| Error::Data {
             path: path.to_owned(),
             what,
         })
     }
 
-    fn parse(bytes: &[u8], path: &Path, split: &str) -> Result<Tensors, String> {
+    fn parse(bytes: &[u8], path: &Path, split: &str, labelled: bool) -> Result<Tensors, String> {
         let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
         let find = |name: &str| find(&file, split, name).map(|v| (name.to_owned(), v));
         let need = |name: &str| {
@@ -55,11 +64,14 @@ impl Tensors {
             Dtype::U8 => Ok(view.data().to_vec()),
             other => Err(format!("tensor `{name}` is {other:?}, not U8")),
         };
-        let labels = need("labels")?;
-        let labels = integers(&labels.0, &labels.1)?;
+        let labels = match labelled {
+            true => Some(need("labels")?),
+            false => None,
+        };
+        let labels = labels.map(|l| indices(&l.0, &l.1)).transpose()?;
         let (images, count) = if let Some(jpeg) = find("jpeg") {
             let offsets = need("offsets")?;
-            let offsets = integers(&offsets.0, &offsets.1)?;
+            let offsets = indices(&offsets.0, &offsets.1)?;
             let data = bytes_of(&jpeg)?;
             let ranges: Vec<Range<usize>> = offsets.windows(2).map(|w| w[0]..w[1]).collect();
             let bad = |r: &&Range<usize>| r.start > r.end || r.end > data.len();
@@ -83,6 +95,7 @@ impl Tensors {
             let shape = [c, h, w];
             (Images::Pixels { shape, data }, count)
         };
+        let labels = labels.unwrap_or_else(|| vec![0; count]);
         if count != labels.len() {
             return Err(format!("{} labels for {count} images", labels.len()));
         }
@@ -154,10 +167,10 @@ pub(super) fn find<'a>(file: &SafeTensors<'a>, split: &str, name: &str) -> Optio
     view.ok()
 }
 
-/// The values of a tensor of non-negative integers.
-pub(super) fn integers(name: &str, view: &View<'_>) -> Result<Vec<usize>, String> {
+/// The values of a tensor of integers.
+pub(crate) fn integers(view: &View<'_>) -> Result<Vec<i64>, String> {
     let data = view.data();
-    let signed: Vec<i64> = match view.dtype() {
+    Ok(match view.dtype() {
         Dtype::U8 => data.iter().map(|&b| b.into()).collect(),
         Dtype::I32 => {
             let words = data.as_chunks::<4>().0.iter();
@@ -167,10 +180,13 @@ pub(super) fn integers(name: &str, view: &View<'_>) -> Result<Vec<usize>, String
             let words = data.as_chunks::<8>().0.iter();
             words.map(|w| i64::from_le_bytes(*w)).collect()
         }
-        other => return Err(format!("tensor `{name}` is {other:?}, not U8, I32 or I64")),
-    };
-    signed
-        .into_iter()
-        .map(|v| usize::try_from(v).map_err(|_| format!("tensor `{name}` holds {v}")))
-        .collect()
+        other => return Err(format!("{other:?}, not U8, I32 or I64")),
+    })
+}
+
+/// The values of a tensor of non-negative integers.
+pub(super) fn indices(name: &str, view: &View<'_>) -> Result<Vec<usize>, String> {
+    let values = integers(view).map_err(|what| format!("tensor `{name}` is {what}"))?;
+    let index = |v: i64| usize::try_from(v).map_err(|_| format!("tensor `{name}` holds {v}"));
+    values.into_iter().map(index).collect()
 }

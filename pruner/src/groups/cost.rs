@@ -5,7 +5,7 @@ use crate::Result;
 use crate::report::{bind, macs};
 use lacuna::model::{Symbols, infer_shapes};
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Size and work of a model or of a part of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -14,16 +14,21 @@ pub struct Cost {
     pub parameters: u64,
     /// Multiply-accumulates at batch 1, as `prune inspect` counts them.
     pub macs: u64,
+    /// Bytes of all weights, stored dense.
+    pub bytes: u64,
 }
 
 struct Measured {
     shape: Vec<usize>,
+    /// Bytes of an element.
+    width: u64,
     trained: bool,
     macs: u64,
 }
 
 /// What a model costs by how many units of each group are gone.
 pub(crate) struct Meter {
+    at: BTreeMap<String, usize>,
     weights: Vec<Measured>,
     /// Weight, axis and indices of a unit, by group.
     touched: Vec<Vec<(usize, usize, usize)>>,
@@ -52,12 +57,13 @@ impl Meter {
             }
         }
         let statistics = groups.statistics();
-        let mut at: HashMap<&str, usize> = HashMap::new();
+        let mut at: BTreeMap<String, usize> = BTreeMap::new();
         let mut weights = Vec::with_capacity(model.weights().len());
         for (name, weight) in model.weights() {
-            at.insert(name, weights.len());
+            at.insert(name.clone(), weights.len());
             weights.push(Measured {
                 shape: weight.shape().to_vec(),
+                width: weight.dtype().size() as u64,
                 trained: !statistics.contains(name.as_str()),
                 macs: work.get(name.as_str()).copied().unwrap_or(0),
             });
@@ -80,24 +86,36 @@ impl Meter {
         }
         for (weight, free) in weights.iter_mut().zip(&free) {
             if *free {
-                (weight.trained, weight.macs) = (false, 0);
+                (weight.trained, weight.macs, weight.width) = (false, 0, 0);
             }
         }
         Ok(Meter {
+            at,
             weights,
             touched,
             rest,
         })
     }
 
-    /// The cost with so many units of each group gone.
-    pub fn total(&self, removed: &[usize]) -> Cost {
+    /// Where [`Meter::shapes`] has a weight.
+    pub fn place(&self, weight: &str) -> Option<usize> {
+        self.at.get(weight).copied()
+    }
+
+    /// The shape of every weight with so many units of each group gone.
+    pub fn shapes(&self, removed: &[usize]) -> Vec<Vec<usize>> {
         let mut shapes: Vec<Vec<usize>> = self.weights.iter().map(|w| w.shape.clone()).collect();
         for (touched, &units) in self.touched.iter().zip(removed) {
             for &(weight, axis, per_unit) in touched {
                 shapes[weight][axis] -= per_unit * units;
             }
         }
+        shapes
+    }
+
+    /// The cost with so many units of each group gone.
+    pub fn total(&self, removed: &[usize]) -> Cost {
+        let shapes = self.shapes(removed);
         let mut sum = self.rest;
         for (weight, shape) in self.weights.iter().zip(&shapes) {
             sum.add(weight, shape);
@@ -122,6 +140,7 @@ impl Meter {
         Cost {
             parameters: before.parameters - after.parameters,
             macs: before.macs - after.macs,
+            bytes: before.bytes - after.bytes,
         }
     }
 }
@@ -134,8 +153,10 @@ impl Cost {
             work = work * left as u128 / whole.max(1) as u128;
         }
         self.macs += u64::try_from(work).unwrap_or(u64::MAX);
+        let numel = shape.iter().product::<usize>() as u64;
+        self.bytes += numel * weight.width;
         if weight.trained {
-            self.parameters += shape.iter().product::<usize>() as u64;
+            self.parameters += numel;
         }
     }
 }

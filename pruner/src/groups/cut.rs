@@ -49,6 +49,13 @@ impl Removed {
         Ok(Removed { units })
     }
 
+    /// No unit of any group.
+    pub fn none(groups: &Groups<'_>) -> Removed {
+        Removed {
+            units: vec![Vec::new(); groups.all().len()],
+        }
+    }
+
     /// The units that go from a group, ascending.
     pub fn of(&self, group: usize) -> &[usize] {
         self.units.get(group).map_or(&[], Vec::as_slice)
@@ -134,7 +141,7 @@ struct Decided {
 }
 
 impl<'m> Groups<'m> {
-    fn cutter(&self, removed: &Removed) -> Result<Cutter<'_, 'm>> {
+    pub(super) fn cutter(&self, removed: &Removed) -> Result<Cutter<'_, 'm>> {
         // Units of another model's groups would be cut at random.
         Removed::new(self, removed.units.clone())?;
         let mut marks: Vec<Vec<bool>> = self.all().iter().map(|g| vec![false; g.units]).collect();

@@ -3,9 +3,10 @@
 use super::{Group, Groups, Reason};
 use crate::{Error, Result};
 use glob::Pattern;
+use serde::Serialize;
 
 /// How much of a group may go.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Limits {
     /// Output channels that are left of a layer are a multiple of it, where the layer had as many; 1 for any number.
     pub round_to: usize,

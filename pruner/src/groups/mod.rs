@@ -22,6 +22,7 @@ mod sets;
 mod slice;
 
 pub use cost::Cost;
+pub(crate) use cost::Meter;
 pub use cut::{Cut, Leftover, Removed};
 pub use limits::Limits;
 pub use plan::{ChannelPlan, Scope, Target};

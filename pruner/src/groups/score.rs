@@ -1,6 +1,6 @@
 //! How much a unit seems to matter, by its weights alone.
 
-use super::{Groups, Member, Role};
+use super::{Groups, Member, Removed, Role};
 use crate::{Error, Result};
 use lacuna::model::Weight;
 use rayon::prelude::*;
@@ -20,12 +20,29 @@ pub enum Criterion {
     GroupNorm,
 }
 
+/// Sums over what is left of a weight, by index of an axis.
+struct Sums {
+    by_index: Vec<f64>,
+    /// Elements that are left at an index.
+    behind: usize,
+}
+
 impl Criterion {
     /// The score of every unit of every group; none of groups that must stay.
     ///
     /// # Errors
     /// When a weight is not of floating-point numbers, or not finite.
     pub fn scores(self, groups: &Groups<'_>) -> Result<Vec<Vec<f64>>> {
+        self.scores_left(groups, &Removed::none(groups))
+    }
+
+    /// The same of the network that is left without the units `removed`: what went with them does not count.
+    /// The scores of those units themselves say nothing.
+    ///
+    /// # Errors
+    /// As [`Criterion::scores`]; and when the units are of another model.
+    pub fn scores_left(self, groups: &Groups<'_>, removed: &Removed) -> Result<Vec<Vec<f64>>> {
+        let cutter = groups.cutter(removed)?;
         let all = groups.all();
         let counted = |m: &Member| {
             let reads = m.role == Role::Input && self == Criterion::GroupNorm;
@@ -44,9 +61,14 @@ impl Criterion {
             }
         }
         axes.retain(|_, axes| !axes.is_empty());
-        let sums: Result<BTreeMap<(&str, usize), Vec<f64>>> = axes
+        let sums: Result<BTreeMap<(&str, usize), Sums>> = axes
             .into_par_iter()
-            .map(|(name, axes)| self.sums(name, &groups.model().weights()[name], &axes))
+            .map(|(name, axes)| {
+                let kept: Vec<Option<Vec<usize>>> = (groups.coupling.weight_axes(name).iter())
+                    .map(|axis| cutter.kept(axis))
+                    .collect();
+                self.sums(name, &groups.model().weights()[name], &axes, &kept)
+            })
             .try_reduce(BTreeMap::new, |mut a, b| {
                 a.extend(b);
                 Ok(a)
@@ -61,10 +83,9 @@ impl Criterion {
                 .map(|unit| {
                     let of = |m: &&Member| {
                         let sums = &sums[&(m.weight.as_str(), m.axis)];
-                        let sum: f64 = m.indices(unit).iter().map(|&i| sums[i as usize]).sum();
-                        let weight = &groups.model().weights()[&m.weight];
-                        let behind = weight.numel() / weight.shape()[m.axis].max(1);
-                        let mean = sum / (behind * m.per_unit).max(1) as f64;
+                        let own = m.indices(unit).iter();
+                        let sum: f64 = own.map(|&i| sums.by_index[i as usize]).sum();
+                        let mean = sum / (sums.behind * m.per_unit).max(1) as f64;
                         match self {
                             Criterion::L1 => mean,
                             Criterion::L2 => mean.sqrt(),
@@ -91,8 +112,9 @@ impl Criterion {
         name: &'n str,
         weight: &Weight,
         axes: &[usize],
-    ) -> Result<BTreeMap<(&'n str, usize), Vec<f64>>> {
-        let values = weight.to_f32().ok_or_else(|| Error::WeightType {
+        kept: &[Option<Vec<usize>>],
+    ) -> Result<BTreeMap<(&'n str, usize), Sums>> {
+        let mut values = weight.to_f32().ok_or_else(|| Error::WeightType {
             weight: name.to_owned(),
             dtype: weight.dtype(),
         })?;
@@ -109,12 +131,28 @@ impl Criterion {
             Criterion::L2 | Criterion::GroupNorm => f64::from(v) * f64::from(v),
         };
         let shape = weight.shape();
+        let mut left = shape.to_vec();
+        for (axis, kept) in kept.iter().enumerate() {
+            let Some(kept) = kept else { continue };
+            left[axis] = kept.len();
+            let inner: usize = shape[axis + 1..].iter().product::<usize>().max(1);
+            for (i, run) in values.chunks_mut(inner).enumerate() {
+                if kept.binary_search(&(i % shape[axis])).is_err() {
+                    run.fill(0.0);
+                }
+            }
+        }
         let one = |&axis: &usize| {
             let inner: usize = shape[axis + 1..].iter().product::<usize>().max(1);
             let mut sums = vec![0.0; shape[axis]];
             for (i, run) in values.chunks(inner).enumerate() {
                 sums[i % shape[axis]] += run.iter().map(|&v| power(v)).sum::<f64>();
             }
+            let behind = left.iter().product::<usize>() / left[axis].max(1);
+            let sums = Sums {
+                by_index: sums,
+                behind,
+            };
             ((name, axis), sums)
         };
         Ok(axes.iter().map(one).collect())

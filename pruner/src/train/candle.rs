@@ -5,8 +5,8 @@
 use super::compile::Sample;
 use super::engine::{Device, Engine};
 use super::loader::Batch;
-use super::loss::{Loss, cross_entropy};
 use super::network::Network;
+use crate::tasks::{Found, losses};
 use crate::{Error, Result};
 use candle_core::{Tensor, Var};
 use lacuna::candle::Reference;
@@ -45,7 +45,7 @@ impl Candle {
             variables.push(variable);
         }
         let reference = Reference::with_weights(&network.model, named)?.to_device(&device)?;
-        let (_, Sample::Image(input)) = network.sizes()? else {
+        let Sample::Image(input) = network.sample else {
             return Err(Error::Training(format!(
                 "device {name}: sequences are trained on `cpu`"
             )));
@@ -59,8 +59,8 @@ impl Candle {
         })
     }
 
-    /// The outputs of a batch, one row of classes for each image, and the running statistics moved on.
-    fn forward(&self, network: &mut Network, images: &[f32], batch: usize) -> Result<Tensor> {
+    /// The outputs of a batch, and the running statistics moved on.
+    fn forward(&self, network: &mut Network, images: &[f32], batch: usize) -> Result<Vec<Tensor>> {
         let [channels, height, width] = self.input;
         let tensor = |e: candle_core::Error| lacuna::Error::from(e);
         let x = Tensor::from_slice(images, (batch, height, width, channels), &self.device)
@@ -70,7 +70,7 @@ impl Candle {
             .map(|(i, p)| (p.name.as_str(), i))
             .collect();
         let mut moments = Vec::new();
-        let mut outputs = self
+        let outputs = self
             .reference
             .run_by_batch(&[x], &mut |node, x, statistics| {
                 let running = [3, 4].map(|i| place.get(node.inputs[i].as_str()).copied());
@@ -84,17 +84,15 @@ impl Candle {
             let wide = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<f64>>();
             network.follow(running, [&wide(mean), &wide(variance)], rows);
         }
-        let logits = outputs.swap_remove(0);
-        Ok(logits.flatten_from(1).map_err(tensor)?)
+        Ok(outputs)
     }
 
     fn try_step(
         &mut self,
         network: &mut Network,
-        images: &[f32],
-        labels: &[usize],
+        batch: &Batch,
         smoothing: f32,
-    ) -> Result<Loss> {
+    ) -> Result<Vec<Found>> {
         let fill = |(v, p): (&Option<Var>, &super::network::Parameter)| match v {
             Some(v) => v.set(&Tensor::from_slice(
                 &p.data,
@@ -105,15 +103,32 @@ impl Candle {
         };
         let mut all = self.variables.iter().zip(&network.parameters);
         all.try_for_each(fill).map_err(lacuna::Error::from)?;
-        let logits = self.forward(network, images, labels.len())?;
-        let mut rows = numbers(&logits).map_err(lacuna::Error::from)?;
-        // The loss and its gradient are those of the other engine; candle goes on from there.
-        let loss = cross_entropy(&mut rows, labels, smoothing);
-        let back = || {
-            let gradient = Tensor::from_slice(&rows, logits.dims(), &self.device)?;
-            (&logits * gradient)?.sum_all()?.backward()
-        };
-        let gradients = back().map_err(lacuna::Error::from)?;
+        let outputs = self.forward(network, &batch.samples, batch.count)?;
+        // Losses and their gradients are those of the other engine; candle goes on from there.
+        let mut sum: Option<Tensor> = None;
+        let mut found = Vec::with_capacity(network.heads.len());
+        for (head, target) in network.heads.iter().zip(&batch.targets) {
+            let output = &outputs[head.output];
+            let mut planes = numbers(output).map_err(lacuna::Error::from)?;
+            let mut rows = vec![0.0; planes.len()];
+            head.channels_last(&planes, &mut rows);
+            let factor = Some(head.weight / batch.count as f64);
+            found.push(Found::sum(&losses(
+                head, &mut rows, target, smoothing, factor,
+            )));
+            head.planes(&rows, &mut planes);
+            let part = || -> candle_core::Result<Tensor> {
+                let gradient = Tensor::from_slice(&planes, output.dims(), &self.device)?;
+                let part = (output * gradient)?.sum_all()?;
+                match &sum {
+                    Some(sum) => sum + part,
+                    None => Ok(part),
+                }
+            };
+            sum = Some(part().map_err(lacuna::Error::from)?);
+        }
+        let Some(sum) = sum else { return Ok(found) };
+        let gradients = sum.backward().map_err(lacuna::Error::from)?;
         for (variable, own) in self.variables.iter().zip(&mut network.gradients) {
             let Some(variable) = variable else { continue };
             match gradients.get(variable.as_tensor()) {
@@ -121,13 +136,13 @@ impl Candle {
                 None => own.fill(0.0),
             }
         }
-        Ok(loss)
+        Ok(found)
     }
 }
 
 impl Engine for Candle {
-    fn step(&mut self, network: &mut Network, batch: &Batch, smoothing: f32) -> Result<Loss> {
-        self.try_step(network, &batch.samples, &batch.labels, smoothing)
+    fn step(&mut self, network: &mut Network, batch: &Batch, smoothing: f32) -> Result<Vec<Found>> {
+        self.try_step(network, batch, smoothing)
             .map_err(|e| Error::Training(format!("device {}: {e}", self.name)))
     }
 }

@@ -9,11 +9,12 @@ use super::network::Parameter;
 use super::pointwise::{Activation, Binary};
 use super::prepare::{BATCH, at, refuse, refuses};
 use super::recurrent::Recurrent;
+use super::resample::Resample;
 use super::tape::Limits;
 use super::window::Pool;
 use crate::Result;
 use lacuna::Model;
-use lacuna::model::{Dim, Node, Op, Shapes, Symbols, infer_shapes, padding_for};
+use lacuna::model::{Dim, Node, Op, Shapes, Symbols, infer_shapes, padding_for, taps};
 use std::collections::HashMap;
 
 /// An input of a step.
@@ -51,6 +52,7 @@ pub(super) enum Kind {
     /// Whether padding counts.
     AveragePool(Pool, bool),
     Select(Selection),
+    Resize(Resample),
     /// Elements of each input behind the axis, that axis included.
     Concat {
         inner: Vec<usize>,
@@ -108,13 +110,22 @@ pub(super) enum Sample {
     Sequence(usize),
 }
 
-/// The steps for `batch` images, or sequences of `time` steps, and what one of them is.
+/// A graph for one batch size.
+pub(super) struct Compiled {
+    pub steps: Vec<Step>,
+    /// What one of the samples is.
+    pub sample: Sample,
+    /// The value and the shape of each output.
+    pub outputs: Vec<(usize, Vec<usize>)>,
+}
+
+/// The steps for `batch` images, or sequences of `time` steps.
 pub(super) fn compile(
     model: &Model,
     parameters: &[Parameter],
     batch: usize,
     time: usize,
-) -> Result<(Vec<Step>, Sample)> {
+) -> Result<Compiled> {
     let graph = model.graph();
     let cell = match cell::is_recurrent(model) {
         true => Some(cell::find(graph)?),
@@ -233,15 +244,26 @@ pub(super) fn compile(
         });
         sources.insert(&node.output, Source::Value(steps.len()));
     }
-    let logits = shape(&graph.outputs[0])?;
-    let last = sources.get(graph.outputs[0].as_str());
-    let flat = logits.len() == 2 || logits.len() == 4 && logits[2..] == [1, 1];
-    if !flat || logits[0] != batch || last != Some(&Source::Value(steps.len())) {
-        return Err(refuse(format!(
-            "the output has shape {logits:?} for {batch} images, not one row of classes for each"
-        )));
-    }
-    Ok((steps, sample))
+    let carried = |name: &String| {
+        graph
+            .inputs
+            .iter()
+            .any(|i| i.carried.as_ref() == Some(name))
+    };
+    let outputs = graph.outputs.iter().enumerate();
+    let outputs = outputs.filter(|(i, name)| *i == 0 || !carried(name));
+    let output = |(_, name): (usize, &String)| match (sources.get(name.as_str()), shape(name)?) {
+        (Some(&Source::Value(v)), shape) if v > 0 && shape[0] == batch => Ok((v, shape)),
+        (_, shape) => Err(refuse(format!(
+            "output `{name}` has shape {shape:?} for {batch} images, and is not made of them"
+        ))),
+    };
+    let outputs = outputs.map(output).collect::<Result<_>>()?;
+    Ok(Compiled {
+        steps,
+        sample,
+        outputs,
+    })
 }
 
 /// The limits of an activation that only limits.
@@ -470,6 +492,18 @@ fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -
                 inner: dims[axis + 1..].iter().product(),
             }
         }
+        Op::Resize {
+            resized,
+            interpolation,
+            coordinates,
+        } => {
+            let of = |i: usize| taps(*resized, *interpolation, *coordinates, i, x[2 + i]);
+            Kind::Resize(Resample {
+                channels: x[1],
+                input: [x[2], x[3]],
+                taps: [of(0), of(1)],
+            })
+        }
         Op::Identity => Kind::Copy,
         Op::Gather { .. }
         | Op::RMSNormalization { .. }
@@ -480,8 +514,9 @@ fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -
         | Op::Attention { .. }
         | Op::MaskedMean
         | Op::PRelu
-        | Op::InstanceNormalization { .. }
-        | Op::Resize { .. } => return Err(at(node, refuses(&node.op).unwrap_or_default())),
+        | Op::InstanceNormalization { .. } => {
+            return Err(at(node, refuses(&node.op).unwrap_or_default()));
+        }
         Op::FastGRNN => return Err(at(node, "its state is not carried from step to step")),
     })
 }

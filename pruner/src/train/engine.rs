@@ -1,9 +1,9 @@
 //! What computes gradients, and where.
 
 use super::loader::Batch;
-use super::loss::Loss;
 use super::network::Network;
 use super::tape::Tape;
+use crate::tasks::Found;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -11,9 +11,9 @@ use std::str::FromStr;
 
 /// What the training loop needs of an engine.
 pub(super) trait Engine {
-    /// The loss of a batch. Leaves the gradients of its mean in the network, and moves the
-    /// running statistics of its normalisations on.
-    fn step(&mut self, network: &mut Network, batch: &Batch, smoothing: f32) -> Result<Loss>;
+    /// The losses of a batch, task by task. Leaves the gradients of their weighted sum's mean in the network, and
+    /// moves the running statistics of its normalisations on.
+    fn step(&mut self, network: &mut Network, batch: &Batch, smoothing: f32) -> Result<Vec<Found>>;
 }
 
 /// Where gradients are computed. All else is done on the CPU and is the same for every device, so that a run may go on

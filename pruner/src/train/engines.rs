@@ -6,6 +6,7 @@ use super::loader::Batch;
 use super::network::Network;
 use super::optimiser::Memory;
 use super::{DataSettings, Effort, Optimizer, TrainSettings, train};
+use crate::tasks::Target;
 use crate::{AllocatorName, Recipe};
 use lacuna::Model;
 use lacuna::model::{Op, Weight};
@@ -98,7 +99,8 @@ fn both_engines_have_the_same_loss_gradients_and_statistics() {
             let mut engine = open(device, &network).unwrap();
             let loss = engine
                 .step(&mut network, &Batch::of_images(&x, &labels()), 0.1)
-                .unwrap();
+                .unwrap()
+                .remove(0);
             (network, loss)
         });
         let (loss, expected) = (other.1.sum, own.1.sum);
@@ -127,6 +129,59 @@ fn both_engines_have_the_same_loss_gradients_and_statistics() {
                 assert_ne!(p.data, model.weights()[&p.name].to_f32().unwrap());
             }
         }
+    }
+}
+
+/// Classes, pixels of a resized map and a distance, of which the last two read the same value.
+#[test]
+fn both_engines_have_the_same_losses_and_gradients_of_several_tasks() {
+    let mut net = (Net::new([3, 9, 8]).conv_norm(8, 3, 3, 1).then(Op::Relu))
+        .block(8, 12, 2)
+        .conv_norm(4, 12, 1, 1);
+    let map = net.last.clone();
+    let resize = Op::Resize {
+        resized: lacuna::model::Resized::Sizes([9, 8]),
+        interpolation: lacuna::model::Interpolation::Linear,
+        coordinates: lacuna::model::Coordinates::HalfPixel,
+    };
+    let pixels = net.node(resize, &[&map]);
+    net.last = map.clone();
+    let model = net.then(Op::GlobalAveragePool).model();
+    let mut graph = model.graph().clone();
+    graph.outputs.extend([pixels.clone(), map.clone()]);
+    let model = Model::new(graph, model.weights().clone()).unwrap();
+    let task = |text: String| text.parse().unwrap();
+    let tasks = [
+        task(format!(
+            "name=a,output={},loss=cross-entropy,labels=x",
+            model.graph().outputs[0]
+        )),
+        task(format!(
+            "name=b,output={pixels},loss=cross-entropy,labels=x,ignore=9,weight=0.3"
+        )),
+        task(format!("name=c,output={map},loss=mse,weight=2")),
+    ];
+    let (x, input) = images(&model);
+    let x = channels_last(&x, input);
+    let [own, other] = [Device::Cpu, Device::Candle].map(|device| {
+        let mut network = Network::with_tasks(&model, &tasks).unwrap();
+        let mut batch = Batch::of_images(&x, &labels());
+        let each = |h: &crate::tasks::Head| h.rows * h.width * BATCH;
+        let mask: Vec<usize> = (0..BATCH * 72).map(|i| [0, 3, 9, 1, 2][i % 5]).collect();
+        batch.targets.push(Target::of_classes(&mask));
+        batch
+            .targets
+            .push(Target::Numbers(numbers(each(&network.heads[2]), 3)));
+        let mut engine = open(device, &network).unwrap();
+        let losses = engine.step(&mut network, &batch, 0.1).unwrap();
+        (network, losses)
+    });
+    for (a, b) in own.1.iter().zip(&other.1) {
+        assert!((a.sum - b.sum).abs() <= 1e-5 * a.sum, "{a:?} {b:?}");
+        assert!(a.sum > 0.0);
+    }
+    for (i, p) in own.0.parameters.iter().enumerate() {
+        close(&p.name, &other.0.gradients[i], &own.0.gradients[i]);
     }
 }
 

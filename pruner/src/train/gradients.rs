@@ -7,7 +7,10 @@ use super::tape::Tape;
 use candle_core::{DType, Device, Tensor, Var};
 use lacuna::Model;
 use lacuna::candle::Reference;
-use lacuna::model::{Dim, Graph, Input, Node, Op, PadMode, Padding, Weight, Weights, Window};
+use lacuna::model::{
+    Coordinates, Dim, Graph, Input, Interpolation, Node, Op, PadMode, Padding, Resized, Weight,
+    Weights, Window,
+};
 use std::collections::HashMap;
 
 pub(super) const BATCH: usize = 3;
@@ -182,7 +185,8 @@ fn against_candle(what: &str, net: Net) {
     let loss = Tape::new()
         .unwrap()
         .step(&mut network, &batch, 0.1)
-        .unwrap();
+        .unwrap()
+        .remove(0);
 
     let device = Device::Cpu;
     let (reference, vars) = reference(&model);
@@ -286,6 +290,21 @@ fn pools_and_moves_have_candles_gradients() {
         Op::AveragePool {
             window: window([3, 3], [2, 2], [1; 4], true),
             count_include_pad: true,
+        },
+        Op::Resize {
+            resized: Resized::Scales([2.0, 1.5]),
+            interpolation: Interpolation::NearestFloor,
+            coordinates: Coordinates::Asymmetric,
+        },
+        Op::Resize {
+            resized: Resized::Sizes([13, 5]),
+            interpolation: Interpolation::Linear,
+            coordinates: Coordinates::HalfPixel,
+        },
+        Op::Resize {
+            resized: Resized::Sizes([10, 12]),
+            interpolation: Interpolation::Linear,
+            coordinates: Coordinates::AlignCorners,
         },
         Op::GlobalAveragePool,
         Op::ReduceMean {
@@ -480,7 +499,8 @@ fn a_network_with_a_normalisation_has_the_gradients_of_central_differences() {
     let loss = Tape::new()
         .unwrap()
         .step(&mut network, &batch, 0.1)
-        .unwrap();
+        .unwrap()
+        .remove(0);
     let x: Vec<f64> = x.iter().map(|&v| v.into()).collect();
     let mut p: HashMap<String, Vec<f64>> = (model.weights().iter())
         .map(|(n, w)| {

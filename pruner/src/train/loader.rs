@@ -3,6 +3,7 @@
 use super::settings::{Augment, Border, TrainSettings};
 use crate::data::{Dataset, Image, Preprocess, Samples, Sequences};
 use crate::random::Random;
+use crate::tasks::{Labels, Target};
 use crate::{Error, Result};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -18,7 +19,10 @@ pub(super) struct Batch {
     pub samples: Vec<f32>,
     /// Steps of a sequence; 1 of images.
     pub time: usize,
-    pub labels: Vec<usize>,
+    /// Images or sequences.
+    pub count: usize,
+    /// One of each task.
+    pub targets: Vec<Target>,
 }
 
 #[cfg(test)]
@@ -27,15 +31,16 @@ impl Batch {
         Batch {
             samples: images.to_vec(),
             time: 1,
-            labels: labels.to_vec(),
+            count: labels.len(),
+            targets: vec![Target::of_classes(labels)],
         }
     }
 }
 
 /// A data set, ready to be read in the order of any epoch.
 pub(super) struct Loader<'a> {
-    data: &'a Samples,
     kind: Kind<'a>,
+    labels: &'a [Labels],
     batch: usize,
     seed: u64,
     /// The samples to train on.
@@ -54,14 +59,16 @@ enum Kind<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// Checks labels and sizes of what can be checked without decoding everything. Images need a preprocessing.
+    /// Checks sizes of what can be checked without decoding everything. Images need a preprocessing.
     pub fn new(
         data: &'a Samples,
         preprocess: Option<Preprocess>,
         settings: &TrainSettings,
-        classes: usize,
+        labels: &'a [Labels],
     ) -> Result<Loader<'a>> {
         let mut chosen: Vec<usize> = (0..data.len()).collect();
+        let held = settings.data.held_out(data.len());
+        chosen.retain(|i| held.binary_search(i).is_err());
         if let Some(limit) = settings.data.limit {
             Random::new(settings.seed, &[u64::MAX]).shuffle(&mut chosen);
             chosen.truncate(limit);
@@ -71,13 +78,6 @@ impl<'a> Loader<'a> {
                 "nothing to train on: {}",
                 data.describe()
             )));
-        }
-        if let Some(&i) = chosen.iter().find(|&&i| data.label(i) >= classes) {
-            return Err(Error::Label {
-                sample: data.origin(i),
-                label: data.label(i),
-                classes,
-            });
         }
         let augment = settings.augment;
         let kind = match (data, preprocess) {
@@ -113,8 +113,8 @@ impl<'a> Loader<'a> {
             }
         };
         Ok(Loader {
-            data,
             kind,
+            labels,
             batch: settings.batch,
             seed: settings.seed,
             chosen,
@@ -200,7 +200,8 @@ impl<'a> Loader<'a> {
         Ok(Batch {
             samples,
             time,
-            labels: indices.iter().map(|&i| self.data.label(i)).collect(),
+            count: indices.len(),
+            targets: self.labels.iter().map(|l| l.gather(indices)).collect(),
         })
     }
 }

@@ -21,7 +21,6 @@ mod engines;
 mod gradients;
 mod layout;
 mod loader;
-mod loss;
 mod network;
 mod norm;
 mod normalise;
@@ -30,6 +29,7 @@ mod parts;
 mod pointwise;
 mod prepare;
 mod recurrent;
+mod resample;
 mod run;
 #[cfg(test)]
 mod sequences;
@@ -41,7 +41,7 @@ mod window;
 pub use cell::is_recurrent;
 pub use engine::Device;
 pub use prepare::refuses;
-pub use run::{Effort, EpochRow, Progress, Trained, forget, train};
+pub use run::{Effort, EpochRow, Progress, Trained, distill, forget, train};
 pub use settings::{
     Augment, Border, DataSettings, Gradual, Optimizer, RateCurve, Schedule, SparsityCurve,
     TrainSettings,

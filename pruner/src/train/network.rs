@@ -1,6 +1,8 @@
 //! A model in training: its weights, their gradients, and what training does with each.
 
 use super::compile::{Sample, compile};
+use super::prepare::{prepare, refuse, strip};
+use crate::tasks::{Head, TaskSettings, heads};
 use crate::{Error, Result};
 use lacuna::{Model, Weight};
 
@@ -41,27 +43,48 @@ const FOLLOW: f64 = 0.1;
 pub(super) struct Network {
     /// The graph with an open batch and without a softmax at its end.
     pub model: Model,
+    /// What it learns.
+    pub heads: Vec<Head>,
+    /// What it takes.
+    pub sample: Sample,
     pub parameters: Vec<Parameter>,
     /// For each parameter, as long as its data where its role descends, else empty.
     pub gradients: Vec<Vec<f32>>,
 }
 
 impl Network {
+    /// A classifier: its first output is one row of classes for each sample.
+    #[cfg(test)]
     pub fn new(model: &Model) -> Result<Network> {
-        let (model, parameters) = super::prepare::prepare(model)?;
+        Network::with_tasks(model, &[])
+    }
+
+    /// A network of these tasks; a classifier without any.
+    pub fn with_tasks(model: &Model, tasks: &[TaskSettings]) -> Result<Network> {
+        let (narrow, mut heads) = match tasks {
+            [] => (strip(model)?, Vec::new()),
+            _ => heads(model, tasks)?,
+        };
+        let (model, parameters) = prepare(&narrow)?;
+        let compiled = compile(&model, &parameters, 2, 1)?;
+        if tasks.is_empty() {
+            let logits = &compiled.outputs[0].1;
+            let flat = logits.len() == 2 || logits.len() == 4 && logits[2..] == [1, 1];
+            if !flat {
+                return Err(refuse(format!(
+                    "the output has shape {logits:?} for 2 images, not one row of classes for each"
+                )));
+            }
+            heads = vec![Head::classifier(logits[1])];
+        }
         let gradient = |p: &Parameter| vec![0.0; if p.role.descends() { p.data.len() } else { 0 }];
         Ok(Network {
             gradients: parameters.iter().map(gradient).collect(),
             parameters,
+            heads,
+            sample: compiled.sample,
             model,
         })
-    }
-
-    /// Classes of the model, and what it takes.
-    pub fn sizes(&self) -> Result<(usize, Sample)> {
-        let (steps, sample) = compile(&self.model, &self.parameters, 2, 1)?;
-        let outputs = steps.last().map_or(0, |s| s.len);
-        Ok((outputs / 2, sample))
     }
 
     /// The model with the weights as they are now, of the dtypes that they had.

@@ -2,6 +2,7 @@
 
 use super::cell::is_recurrent;
 use super::network::{Parameter, Role};
+use crate::tasks::{drop_unread, with_graph};
 use crate::{Error, Result};
 use lacuna::Model;
 use lacuna::model::{Dim, Graph, Input, Node, Op};
@@ -41,6 +42,7 @@ pub const fn refuses(op: &Op) -> Option<&'static str> {
         | Op::Unsqueeze { .. }
         | Op::ReduceMean { .. }
         | Op::Softmax { .. }
+        | Op::Resize { .. }
         | Op::Identity
         | Op::Swish { .. }
         | Op::Gelu { .. }
@@ -49,7 +51,7 @@ pub const fn refuses(op: &Op) -> Option<&'static str> {
             Some("a transposed left operand mixes the images of a batch")
         }
         Op::PRelu => Some("its slopes have no gradient here"),
-        Op::Resize { .. } | Op::InstanceNormalization { .. } => Some("it has no gradient here"),
+        Op::InstanceNormalization { .. } => Some("it has no gradient here"),
         Op::Gather { .. }
         | Op::RMSNormalization { .. }
         | Op::LayerNormalization { .. }
@@ -71,7 +73,7 @@ pub(super) fn at(node: &Node, what: impl std::fmt::Display) -> Error {
     Error::Training(format!("node `{}` ({}): {what}", node.name, node.op.name()))
 }
 
-/// The model with an open batch, without a softmax at its end, and its weights.
+/// The model with an open batch, and its weights.
 pub(super) fn prepare(model: &Model) -> Result<(Model, Vec<Parameter>)> {
     let mut graph = model.graph().clone();
     if let Some(node) = graph.nodes.iter().find(|n| refuses(&n.op).is_some()) {
@@ -95,14 +97,7 @@ pub(super) fn prepare(model: &Model) -> Result<(Model, Vec<Parameter>)> {
             )));
         }
     }
-    strip(&mut graph);
-    let mut weights = model.weights().clone();
-    let read: HashSet<&str> = graph
-        .nodes
-        .iter()
-        .flat_map(|n| n.inputs.iter().map(String::as_str))
-        .collect();
-    weights.retain(|name, _| read.contains(name.as_str()));
+    let weights = model.weights().clone();
     let parameters: Result<Vec<Parameter>> = (weights.iter())
         .map(|(name, weight)| {
             let data = weight
@@ -139,9 +134,9 @@ fn open_batch(input: &mut Input, axes: usize) -> Result<()> {
     Ok(())
 }
 
-/// Leaves the first output and what is carried, and the logits where the first is a softmax of them; drops what they do
-/// not need.
-fn strip(graph: &mut Graph) {
+/// The model with its first output and what is carried, and the logits where the first is a softmax of them.
+pub(super) fn strip(model: &Model) -> Result<Model> {
+    let mut graph = model.graph().clone();
     let carried: Vec<&String> = graph
         .inputs
         .iter()
@@ -151,21 +146,14 @@ fn strip(graph: &mut Graph) {
     graph
         .outputs
         .retain(|o| std::mem::take(&mut first) || carried.contains(&o));
-    if let Some(last) = graph.nodes.iter().find(|n| n.output == graph.outputs[0])
+    let end = graph.outputs.first().cloned().unwrap_or_default();
+    if let Some(last) = graph.nodes.iter().find(|n| n.output == end)
         && matches!(last.op, Op::Softmax { .. })
     {
         graph.outputs[0] = last.inputs[0].clone();
     }
-    let mut needed: HashSet<String> = graph.outputs.iter().cloned().collect();
-    let mut keep = Vec::new();
-    for node in graph.nodes.drain(..).rev() {
-        if needed.contains(&node.output) {
-            needed.extend(node.inputs.iter().cloned());
-            keep.push(node);
-        }
-    }
-    keep.reverse();
-    graph.nodes = keep;
+    drop_unread(&mut graph);
+    with_graph(model, graph)
 }
 
 /// What training does with the weight `name`.

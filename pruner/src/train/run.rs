@@ -3,6 +3,7 @@
 use super::checkpoint::{self, State};
 use super::compile::Sample;
 use super::engine::{self, Device, Engine};
+use super::loader::Batch;
 use super::loader::Loader;
 use super::network::Network;
 use super::normalise::normalise;
@@ -10,6 +11,7 @@ use super::optimiser::Memory;
 use super::settings::TrainSettings;
 use crate::data::Samples;
 use crate::eval::{EvalOptions, evaluate_samples, preprocess};
+use crate::tasks::{Found, Labels, TaskData, TaskFigures, Teacher, figures, heads};
 use crate::{Error, Plan, Pruned, Recipe, Result};
 use lacuna::Model;
 use serde::{Deserialize, Serialize};
@@ -39,10 +41,16 @@ pub struct EpochRow {
     pub epochs: usize,
     /// The learning rate of its last step.
     pub lr: f64,
-    /// The mean loss of the training images, as they were met.
+    /// The mean loss of the training images, as they were met; of several tasks their weighted sum.
     pub loss: f64,
-    /// The share of them whose label had the largest output.
+    /// The share of them whose label had the largest output; of several tasks that of the first.
     pub train_accuracy: f64,
+    /// Of several tasks: the mean loss of each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub task_losses: Vec<f64>,
+    /// Of several tasks: figures of the test images, after the epoch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskFigures>,
     /// The share of the test images, after the epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_accuracy: Option<f64>,
@@ -105,6 +113,28 @@ pub fn train(
     effort: &Effort,
     progress: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<Trained> {
+    start(model, None, recipe, settings, effort, progress)
+}
+
+/// As [`train`], tasks without labels held against what `teacher` says of the same images.
+pub fn distill(
+    model: &Model,
+    teacher: &Model,
+    settings: &TrainSettings,
+    effort: &Effort,
+    progress: &mut dyn FnMut(&Progress<'_>),
+) -> Result<Trained> {
+    start(model, Some(teacher), None, settings, effort, progress)
+}
+
+fn start(
+    model: &Model,
+    teacher: Option<&Model>,
+    recipe: Option<&Recipe>,
+    settings: &TrainSettings,
+    effort: &Effort,
+    progress: &mut dyn FnMut(&Progress<'_>),
+) -> Result<Trained> {
     settings.check()?;
     if recipe.is_none() && settings.gradual.is_some() {
         return Err(Error::Training("gradual pruning without a sparsity".into()));
@@ -115,16 +145,39 @@ pub fn train(
         ..recipe.clone()
     });
     let from = &settings.data;
-    let data = Samples::open(model, &from.path, &from.split, &from.held_out_subjects)?;
+    if !settings.tasks.is_empty() {
+        let (_, own) = heads(model, &settings.tasks)?;
+        let moved = settings.augment.crop > 0 || settings.augment.flip;
+        if let Some(head) = own
+            .iter()
+            .find(|h| h.rows > 1 && h.labels.is_some() && moved)
+        {
+            return Err(Error::Training(format!(
+                "crop and flip move images, and not the labels of the pixels of task `{}`",
+                head.name
+            )));
+        }
+        let data = TaskData::open(&from.path, &from.split, &own)?;
+        let run = Run::new(model, teacher, recipe, settings, effort)?;
+        data.check_teacher(&own, run.teacher.as_ref())?;
+        return run.go(&data, progress);
+    }
+    let images = Samples::open(model, &from.path, &from.split, &from.held_out_subjects)?;
     let normalised;
-    let model = match &data {
+    let model = match &images {
         Samples::Sequences(sequences) => {
             normalised = normalise(model, sequences, from)?;
             &normalised
         }
         Samples::Images(_) => model,
     };
-    Run::new(model, recipe, settings, effort)?.go(&data, progress)
+    let run = Run::new(model, None, recipe, settings, effort)?;
+    let labels = Labels::of(&images, run.network.heads[0].width)?;
+    let data = TaskData {
+        images,
+        labels: vec![labels],
+    };
+    run.go(&data, progress)
 }
 
 struct Run<'a> {
@@ -138,21 +191,42 @@ struct Run<'a> {
     resumed: usize,
     id: String,
     plan: Option<Plan>,
-    classes: usize,
-    sample: Sample,
+    teacher: Option<Teacher>,
+    /// The model that the teacher is.
+    taught_by: Option<Model>,
 }
 
 impl<'a> Run<'a> {
     fn new(
         model: &'a Model,
+        teacher: Option<&Model>,
         recipe: Option<Recipe>,
         settings: &'a TrainSettings,
         effort: &'a Effort,
     ) -> Result<Run<'a>> {
-        let mut network = Network::new(model)?;
-        let (classes, sample) = network.sizes()?;
+        let mut network = Network::with_tasks(model, &settings.tasks)?;
         let engine = engine::open(effort.device, &network)?;
         let mut digest = Sha256::new();
+        let mut taught_by = None;
+        if let Some(teacher) = teacher.filter(|_| network.heads.iter().any(|h| h.labels.is_none()))
+        {
+            let (narrow, theirs) = heads(teacher, &settings.tasks)?;
+            for (own, head) in network.heads.iter().zip(&theirs) {
+                if own.labels.is_none() && own.shape != head.shape {
+                    return Err(Error::Training(format!(
+                        "task `{}`: an output of shape {:?}, that of the model to learn from {:?}",
+                        own.name, own.shape, head.shape
+                    )));
+                }
+            }
+            for (name, weight) in narrow.weights() {
+                digest.update(name.as_bytes());
+                for x in weight.to_f32().unwrap_or_default() {
+                    digest.update(x.to_le_bytes());
+                }
+            }
+            taught_by = Some(narrow);
+        }
         for p in &network.parameters {
             digest.update(p.name.as_bytes());
             p.data.iter().for_each(|x| digest.update(x.to_le_bytes()));
@@ -194,12 +268,15 @@ impl<'a> Run<'a> {
             resumed,
             id,
             plan: None,
-            classes,
-            sample,
+            teacher: match &taught_by {
+                Some(narrow) => Some(Teacher::new(narrow, 32, rayon::current_num_threads())?),
+                None => None,
+            },
+            taught_by,
         })
     }
 
-    fn go(mut self, data: &Samples, progress: &mut dyn FnMut(&Progress<'_>)) -> Result<Trained> {
+    fn go(mut self, data: &TaskData, progress: &mut dyn FnMut(&Progress<'_>)) -> Result<Trained> {
         let settings = self.settings;
         let options = EvalOptions {
             batch: 32,
@@ -207,7 +284,7 @@ impl<'a> Run<'a> {
             ..EvalOptions::default()
         };
         let from = &settings.data;
-        let (options, preprocess) = match self.sample {
+        let (options, preprocess) = match self.network.sample {
             // The normalisation of sequences is a part of the model.
             Sample::Sequence(_) => (options, None),
             Sample::Image(input) => {
@@ -222,16 +299,16 @@ impl<'a> Run<'a> {
                 (options, Some(preprocess))
             }
         };
-        let test = match from.test.is_empty() {
-            true => None,
-            false => Some(Samples::open(
-                self.model,
-                &from.path,
-                &from.test,
-                &from.held_out_subjects,
-            )?),
+        let tasks = !settings.tasks.is_empty();
+        let test = match (from.test.is_empty(), tasks) {
+            (true, _) => None,
+            (false, true) => Some(TaskData::open(&from.path, &from.test, &self.network.heads)?),
+            (false, false) => Some(TaskData {
+                images: Samples::open(self.model, &from.path, &from.test, &from.held_out_subjects)?,
+                labels: Vec::new(),
+            }),
         };
-        let loader = Loader::new(data, preprocess, settings, self.classes)?;
+        let loader = Loader::new(&data.images, preprocess, settings, &data.labels)?;
         if let (Some(pruning), Some(recipe)) = (&self.state.pruning, &self.recipe) {
             // The layers and their sizes; what was decided about them comes from the checkpoint.
             let mut plan = recipe.plan(self.model)?;
@@ -250,9 +327,18 @@ impl<'a> Run<'a> {
             let mut row = self.epoch(epoch, &loader, progress)?;
             if let Some(test) = &test {
                 let model = self.network.model(self.model)?;
-                let accuracy = evaluate_samples(&model, test, &options, &mut |_, _| {})?;
-                (row.test_accuracy, row.test_samples) =
-                    (Some(accuracy.top1), Some(accuracy.samples));
+                if tasks {
+                    let (narrow, own) = heads(&model, &settings.tasks)?;
+                    let all: Vec<usize> = (0..test.images.len()).collect();
+                    let teacher = self.taught_by.as_ref();
+                    row.tasks = figures(&narrow, &own, test, &all, &options, teacher)?;
+                    row.test_samples = Some(all.len());
+                } else {
+                    let accuracy =
+                        evaluate_samples(&model, &test.images, &options, &mut |_, _| {})?;
+                    (row.test_accuracy, row.test_samples) =
+                        (Some(accuracy.top1), Some(accuracy.samples));
+                }
             }
             self.state.epochs = epoch + 1;
             self.state.rows.push(row);
@@ -316,13 +402,19 @@ impl<'a> Run<'a> {
     ) -> Result<EpochRow> {
         let (settings, steps) = (self.settings, loader.steps());
         let started = Instant::now();
-        let (mut sum, mut correct, mut seen, mut rate) = (0.0, 0, 0, 0.0);
+        let (mut sum, mut seen, mut rate) = (0.0, 0, 0.0);
+        let mut totals = vec![Found::default(); self.network.heads.len()];
         let (network, state) = (&mut self.network, &mut self.state);
-        let engine = &mut self.engine;
-        loader.epoch(epoch, |step, batch| {
+        let (engine, teacher) = (&mut self.engine, &mut self.teacher);
+        loader.epoch(epoch, |step, mut batch: Batch| {
             rate = settings.rate(epoch, step, steps);
-            let loss = engine.step(network, &batch, settings.label_smoothing as f32)?;
-            let mean = loss.sum / batch.labels.len() as f64;
+            if let Some(teacher) = teacher {
+                teacher.fill(&network.heads, &batch.samples, &mut batch.targets)?;
+            }
+            let found = engine.step(network, &batch, settings.label_smoothing as f32)?;
+            let weighted = network.heads.iter().zip(&found);
+            let own: f64 = weighted.map(|(h, f)| h.weight * f.sum).sum();
+            let mean = own / batch.count as f64;
             if !mean.is_finite() {
                 return Err(Error::Diverged {
                     loss: mean,
@@ -338,9 +430,12 @@ impl<'a> Run<'a> {
                 &network.gradients,
                 &state.masks,
             );
-            sum += loss.sum;
-            correct += loss.correct;
-            seen += batch.labels.len();
+            sum += own;
+            for (total, found) in totals.iter_mut().zip(&found) {
+                total.sum += found.sum;
+                total.correct += found.correct;
+            }
+            seen += batch.count;
             progress(&Progress {
                 epoch: [epoch + 1, settings.epochs],
                 step: [step + 1, steps],
@@ -367,7 +462,12 @@ impl<'a> Run<'a> {
             epochs: settings.epochs,
             lr: rate,
             loss: sum / seen as f64,
-            train_accuracy: correct as f64 / loader.samples() as f64,
+            train_accuracy: totals[0].correct as f64 / loader.samples() as f64,
+            task_losses: match settings.tasks.is_empty() {
+                true => Vec::new(),
+                false => totals.iter().map(|t| t.sum / seen as f64).collect(),
+            },
+            tasks: Vec::new(),
             test_accuracy: None,
             test_samples: None,
             sparsity: self.plan.as_ref().map(Plan::sparsity),

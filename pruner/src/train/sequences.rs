@@ -3,9 +3,9 @@
 use super::engine::Engine;
 use super::gradients::{close, numbers, reference};
 use super::loader::Batch;
-use super::loss::Loss;
 use super::network::Network;
 use super::tape::Tape;
+use crate::tasks::{Found, Target};
 use candle_core::{Device, Tensor};
 use lacuna::model::{Op, Weight};
 use lacuna::{Isa, Model};
@@ -63,16 +63,18 @@ fn batch_of(x: &[f32], batch: usize) -> Batch {
     Batch {
         samples: x.to_vec(),
         time: TIME,
-        labels: labels(batch),
+        count: batch,
+        targets: vec![Target::of_classes(&labels(batch))],
     }
 }
 
 /// A model with the gradients of a batch, and its loss.
-fn step(model: &Model, x: &[f32], batch: usize) -> (Network, Loss) {
+fn step(model: &Model, x: &[f32], batch: usize) -> (Network, Found) {
     let mut network = Network::new(model).unwrap();
     let loss = (Tape::new().unwrap())
         .step(&mut network, &batch_of(x, batch), SMOOTHING)
-        .unwrap();
+        .unwrap()
+        .remove(0);
     (network, loss)
 }
 
@@ -235,7 +237,7 @@ fn other_graphs_are_refused_by_name() {
         let mut graph = model.graph().clone();
         change(&mut graph);
         let model = Model::new(graph, model.weights().clone()).unwrap();
-        match Network::new(&model).and_then(|n| n.sizes()) {
+        match Network::new(&model) {
             Ok(_) => panic!("is trained"),
             Err(e) => e.to_string(),
         }

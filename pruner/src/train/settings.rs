@@ -1,6 +1,7 @@
 //! What a training run is told, as tables of a recipe.
 
 use crate::data::Preset;
+use crate::tasks::{self, TaskSettings};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -36,6 +37,9 @@ pub struct TrainSettings {
     pub augment: Augment,
     /// The images.
     pub data: DataSettings,
+    /// What is learned; without any the classes of the first output.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskSettings>,
     /// Sparsity over the epochs; without it a recipe's weights go at once, before the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gradual: Option<Gradual>,
@@ -57,6 +61,7 @@ impl Default for TrainSettings {
             schedule: Schedule::default(),
             augment: Augment::default(),
             data: DataSettings::default(),
+            tasks: Vec::new(),
             gradual: None,
         }
     }
@@ -147,6 +152,9 @@ pub struct DataSettings {
     /// Train on the first so many images only, in a fixed random order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+    /// So many samples, spread evenly over the part, are not trained on: a set to decide by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_out: Option<usize>,
     /// Subjects whose sequences are not trained on: the others are the split `train`, they the split `test`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub held_out_subjects: Vec<usize>,
@@ -171,12 +179,21 @@ impl Default for DataSettings {
             split: "train".into(),
             test: String::new(),
             limit: None,
+            hold_out: None,
             held_out_subjects: Vec::new(),
             preset: None,
             mean: None,
             std: None,
             size: None,
         }
+    }
+}
+
+impl DataSettings {
+    /// The samples of `len` that are held out, ascending.
+    pub fn held_out(&self, len: usize) -> Vec<usize> {
+        let count = self.hold_out.unwrap_or(0).min(len);
+        (0..count).map(|i| i * len / count).collect()
     }
 }
 
@@ -276,6 +293,7 @@ impl TrainSettings {
         if self.nesterov && (self.momentum == 0.0 || self.optimizer != Optimizer::Sgd) {
             return refuse("nesterov needs the optimizer sgd with a momentum".into());
         }
+        tasks::check(&self.tasks)?;
         if self.schedule.every == 0 {
             return refuse("schedule.every 0; give at least 1".into());
         }
@@ -356,6 +374,26 @@ mod tests {
         assert_eq!(at[6..], [1.0; 2]);
         g.curve = SparsityCurve::Linear;
         assert!((g.progress(5) - 0.75).abs() < 1e-12);
+    }
+
+    #[test]
+    fn tasks_are_tables_of_a_recipe() {
+        let tasks = [
+            "name=a,output=x,loss=kl,weight=0.5",
+            "name=b,loss=cross-entropy,labels=m,ignore=255,metric=pixel-accuracy",
+        ];
+        let settings = TrainSettings {
+            tasks: tasks.map(|t| t.parse().unwrap()).into(),
+            gradual: Some(Gradual {
+                curve: SparsityCurve::Linear,
+                start: 0,
+                end: 1,
+            }),
+            ..TrainSettings::default()
+        };
+        let text = toml::to_string(&settings).unwrap();
+        assert!(text.contains("[[tasks]]"), "{text}");
+        assert_eq!(toml::from_str::<TrainSettings>(&text).unwrap(), settings);
     }
 
     #[test]

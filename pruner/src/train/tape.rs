@@ -1,14 +1,14 @@
 //! A graph in training mode: forwards with what the way back needs, and backwards to a gradient for every weight.
 
 use super::buffers::Buffers;
-use super::compile::{Kind, Source, Step, compile};
+use super::compile::{Compiled, Kind, Source, Step, compile};
 use super::engine::Engine;
 use super::loader::Batch;
-use super::loss::{Loss, cross_entropy};
 use super::network::{Network, Parameter};
 use super::norm::{self, Moments};
 use super::pointwise::walk;
 use super::recurrent::{Parts, States};
+use crate::tasks::{Found, losses};
 use crate::{Error, Result};
 use lacuna::Isa;
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ pub(super) struct Tape {
     isa: Isa,
     buffers: Buffers,
     /// Steps by batch size and steps of a sequence.
-    compiled: BTreeMap<[usize; 2], Vec<Step>>,
+    compiled: BTreeMap<[usize; 2], Compiled>,
 }
 
 impl Tape {
@@ -52,19 +52,33 @@ impl Tape {
 }
 
 impl Engine for Tape {
-    fn step(&mut self, network: &mut Network, batch: &Batch, smoothing: f32) -> Result<Loss> {
-        let sizes = [batch.labels.len(), batch.time];
-        let steps = match self.compiled.remove(&sizes) {
-            Some(steps) => steps,
-            None => compile(&network.model, &network.parameters, sizes[0], sizes[1])?.0,
+    fn step(&mut self, network: &mut Network, batch: &Batch, smoothing: f32) -> Result<Vec<Found>> {
+        let sizes = [batch.count, batch.time];
+        let compiled = match self.compiled.remove(&sizes) {
+            Some(compiled) => compiled,
+            None => compile(&network.model, &network.parameters, sizes[0], sizes[1])?,
         };
         network.gradients.iter_mut().for_each(|g| g.fill(0.0));
-        let mut run = Run::forward(self, network, &steps, &batch.samples);
-        let mut logits = std::mem::take(&mut run.values[steps.len()]);
-        let loss = cross_entropy(&mut logits, &batch.labels, smoothing);
-        run.backward(self, network, &steps, logits);
-        self.compiled.insert(sizes, steps);
-        Ok(loss)
+        let run = Run::forward(self, network, &compiled.steps, &batch.samples);
+        let mut gradients: Vec<Option<Vec<f32>>> = vec![None; run.values.len()];
+        let mut found = Vec::with_capacity(network.heads.len());
+        for (head, target) in network.heads.iter().zip(&batch.targets) {
+            let value = compiled.outputs[head.output].0;
+            let mut values = self.buffers.take(run.values[value].len());
+            values.copy_from_slice(&run.values[value]);
+            let factor = Some(head.weight / batch.count as f64);
+            found.push(Found::sum(&losses(
+                head,
+                &mut values,
+                target,
+                smoothing,
+                factor,
+            )));
+            pass(&mut gradients, Some(value), values, &mut self.buffers);
+        }
+        run.backward(self, network, &compiled.steps, gradients);
+        self.compiled.insert(sizes, compiled);
+        Ok(found)
     }
 }
 
@@ -162,6 +176,7 @@ impl Run {
             }
             Kind::AveragePool(pool, with_padding) => pool.average(x, y, *with_padding),
             Kind::Select(selection) => selection.forward(x, y),
+            Kind::Resize(resample) => resample.forward(x, y),
             Kind::Concat { inner } => {
                 let row: usize = inner.iter().sum();
                 let mut at = 0;
@@ -203,10 +218,8 @@ impl Run {
         tape: &mut Tape,
         network: &mut Network,
         steps: &[Step],
-        logits: Vec<f32>,
+        mut gradients: Vec<Option<Vec<f32>>>,
     ) {
-        let mut gradients: Vec<Option<Vec<f32>>> = vec![None; self.values.len()];
-        gradients[steps.len()] = Some(logits);
         for (i, step) in steps.iter().enumerate().rev() {
             if let Some(dy) = gradients[i + 1].take() {
                 let saved = std::mem::replace(&mut self.saved[i], Saved::Nothing);
@@ -410,6 +423,7 @@ impl Run {
             Kind::MaxPool(_)
             | Kind::AveragePool(..)
             | Kind::Select(_)
+            | Kind::Resize(_)
             | Kind::Move(_)
             | Kind::Reshape(_)
             | Kind::Mean { .. } => {
@@ -425,6 +439,7 @@ impl Run {
                         pool.average_back(&dy, &mut dx, *with_padding)
                     }
                     (Kind::Select(selection), _) => selection.backward(&dy, &mut dx),
+                    (Kind::Resize(resample), _) => resample.backward(&dy, &mut dx),
                     (Kind::Move(moved), _) => moved.backward(&dy, &mut dx),
                     (Kind::Reshape([first, second]), _) => {
                         let mut rows = buffers.take(dy.len());

@@ -57,7 +57,7 @@ impl Resized {
 
 /// For each element of the resized axis `i`: the two elements of the input that it lies between, and the weight of
 /// the second. `input` is not 0.
-pub(crate) fn taps(
+pub fn taps(
     resized: Resized,
     interpolation: Interpolation,
     coordinates: Coordinates,
