@@ -8,8 +8,8 @@ use super::network::{Network, Parameter};
 use super::norm::{self, Moments};
 use super::pointwise::walk;
 use super::recurrent::{Parts, States};
+use crate::Result;
 use crate::tasks::{Found, losses};
-use crate::{Error, Result};
 use lacuna::Isa;
 use std::collections::BTreeMap;
 
