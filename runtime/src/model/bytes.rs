@@ -1,6 +1,7 @@
 //! Weight bytes: a cheap handle to a part of a mapped file or of memory.
 
 use memmap2::Mmap;
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -14,8 +15,7 @@ pub struct Bytes {
 
 #[derive(Clone)]
 enum Storage {
-    Owned(Arc<Vec<u8>>),
-    Static(Arc<&'static [u8]>),
+    Memory(Arc<Cow<'static, [u8]>>),
     Mapped(Arc<Mmap>),
 }
 
@@ -34,7 +34,7 @@ impl Bytes {
     pub fn from_static(bytes: &'static [u8]) -> Bytes {
         Bytes {
             range: 0..bytes.len(),
-            storage: Storage::Static(Arc::new(bytes)),
+            storage: Storage::Memory(Arc::new(Cow::Borrowed(bytes))),
         }
     }
 
@@ -77,7 +77,7 @@ impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Bytes {
         Bytes {
             range: 0..bytes.len(),
-            storage: Storage::Owned(Arc::new(bytes)),
+            storage: Storage::Memory(Arc::new(Cow::Owned(bytes))),
         }
     }
 }
@@ -87,8 +87,7 @@ impl Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         match &self.storage {
-            Storage::Owned(b) => &b[self.range.clone()],
-            Storage::Static(b) => &b[self.range.clone()],
+            Storage::Memory(b) => &b[self.range.clone()],
             Storage::Mapped(m) => &m[self.range.clone()],
         }
     }

@@ -197,7 +197,12 @@ pub unsafe extern "C" fn lacuna_decoder_vocabulary(
 /// Forgets every token: a new sequence.
 #[unsafe(no_mangle)]
 pub extern "C" fn lacuna_decoder_reset(decoder: *const lacuna_decoder) -> lacuna_status {
-    guard(|| with(decoder, |d| Ok(d.reset())))
+    guard(|| {
+        with(decoder, |d| {
+            d.reset();
+            Ok(())
+        })
+    })
 }
 
 /// Forgets the tokens from `position` on, so that the sequence can be continued in another way.
@@ -206,7 +211,12 @@ pub extern "C" fn lacuna_decoder_truncate(
     decoder: *const lacuna_decoder,
     position: usize,
 ) -> lacuna_status {
-    guard(|| with(decoder, |d| Ok(d.truncate(position))))
+    guard(|| {
+        with(decoder, |d| {
+            d.truncate(position);
+            Ok(())
+        })
+    })
 }
 
 /// What the decoder uses.

@@ -289,6 +289,7 @@ pub const TWO_OF_FOUR: [[u8; 2]; 16] = {
 };
 
 /// The half bytes with two bits.
+#[cfg(target_arch = "x86_64")]
 pub const PAIRS_OF_FOUR: [u8; 6] = [0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100];
 
 /// The mask of the first `n` lanes; all for `n >= 16`.
