@@ -9,9 +9,10 @@
 mod select;
 
 use super::rows::{Cursor, Rows, Source, Visit};
-use super::simd::{LANES, Simd, first};
+use super::simd::{LANES, Simd, Task, first};
 use super::weights::PANEL;
 use super::{Io, l1_bytes};
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -165,11 +166,22 @@ impl<S: Simd> Visit<S> for Run<'_> {
             // SAFETY: the caller's promise; even passes are no longer than the longest one.
             unsafe {
                 match self.chunk.rounded && R::Cursor::has_words::<S>() {
-                    true => self.pass::<S, R, true>(&pass),
-                    false => self.pass::<S, R, false>(&pass),
+                    true => S::call(PassOver::<R, true>(self, &pass, PhantomData)),
+                    false => S::call(PassOver::<R, false>(self, &pass, PhantomData)),
                 }
             }
         }
+    }
+}
+
+/// A pass over rows of one layout.
+struct PassOver<'p, R, const WORDS: bool>(&'p Run<'p>, &'p Pass, PhantomData<R>);
+
+impl<R: Source, const WORDS: bool> Task for PassOver<'_, R, WORDS> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.pass::<S, R, WORDS>(self.1) }
     }
 }
 

@@ -5,8 +5,9 @@ mod product;
 
 use super::Io;
 use super::rows::{Cursor, Rows, Source, Visit};
-use super::simd::{LANES, Simd, first};
+use super::simd::{LANES, Simd, Task, first};
 use product::{BLOCK, BytePlan, Numbers, Product, Scaled, Words};
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -88,6 +89,25 @@ struct Run<'r> {
 impl<S: Simd> Visit<S> for Run<'_> {
     #[inline(always)]
     unsafe fn rows<R: Source>(&mut self) {
+        // SAFETY: the caller's promise.
+        unsafe { S::call(RowsOf::<R>(self, PhantomData)) }
+    }
+}
+
+/// The share, of rows of one layout.
+struct RowsOf<'a, 'r, R>(&'a mut Run<'r>, PhantomData<R>);
+
+impl<R: Source> Task for RowsOf<'_, '_, R> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.rows_of::<S, R>() }
+    }
+}
+
+impl Run<'_> {
+    #[inline(always)]
+    unsafe fn rows_of<S: Simd, R: Source>(&mut self) {
         // One column of dense weights is bound by memory: pairs gain nothing, and were slower.
         let pairs = self.count > 1 || !self.linear.rows.is_dense();
         if self.linear.rounded && R::Cursor::has_words::<S>() && pairs {
