@@ -237,7 +237,7 @@ fn handles_that_are_null_freed_of_another_kind_or_made_up_are_refused() {
     );
     for number in [1usize, 2, 8, usize::MAX, 1 << 20] {
         if number != good.addr() {
-            let made_up = without_provenance_mut(number * 1_000_003);
+            let made_up = without_provenance_mut(number.wrapping_mul(1_000_003));
             refused(count(made_up), InvalidHandle, "no model");
         }
     }
