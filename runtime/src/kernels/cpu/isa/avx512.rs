@@ -61,7 +61,13 @@ unsafe impl<const VBMI2: bool, const BF16: bool> Simd for Avx512<VBMI2, BF16> {
 
     #[inline(always)]
     unsafe fn call<T: Task>(task: T) {
-        unsafe { call::<Self, T>(task) }
+        unsafe {
+            match (VBMI2, BF16) {
+                (_, true) => call_bf16::<Self, T>(task),
+                (true, _) => call_vbmi2::<Self, T>(task),
+                _ => call::<Self, T>(task),
+            }
+        }
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -501,6 +507,26 @@ unsafe fn widen16<E: Element>(v: __m256i) -> __m512 {
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
 #[inline(never)]
 unsafe fn call<S: Simd, T: Task>(task: T) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe { task.run::<S>() }
+}
+
+/// The same with VBMI and VBMI2.
+#[target_feature(
+    enable = "avx512vbmi,avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
+)]
+#[inline(never)]
+unsafe fn call_vbmi2<S: Simd, T: Task>(task: T) {
+    // SAFETY: the caller's promise; the features are enabled here.
+    unsafe { task.run::<S>() }
+}
+
+/// The same with VNNI and BF16.
+#[target_feature(
+    enable = "avx512bf16,avx512vnni,avx512vbmi,avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
+)]
+#[inline(never)]
+unsafe fn call_bf16<S: Simd, T: Task>(task: T) {
     // SAFETY: the caller's promise; the features are enabled here.
     unsafe { task.run::<S>() }
 }
