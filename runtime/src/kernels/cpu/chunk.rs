@@ -178,6 +178,8 @@ impl<S: Simd> Visit<S> for Run<'_> {
 struct PassOver<'p, R, const WORDS: bool>(&'p Run<'p>, &'p Pass, PhantomData<R>);
 
 impl<R: Source, const WORDS: bool> Task for PassOver<'_, R, WORDS> {
+    type Output = ();
+
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's promise.

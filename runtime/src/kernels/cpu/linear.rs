@@ -98,6 +98,8 @@ impl<S: Simd> Visit<S> for Run<'_> {
 struct RowsOf<'a, 'r, R>(&'a mut Run<'r>, PhantomData<R>);
 
 impl<R: Source> Task for RowsOf<'_, '_, R> {
+    type Output = ();
+
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's promise.

@@ -61,11 +61,14 @@ impl Element for Bf16 {
 
 /// Work that is compiled as a function of its own, for registers are dealt out badly in a very large one.
 pub trait Task {
+    /// What it returns.
+    type Output;
+
     /// Does it.
     ///
     /// # Safety
     /// The CPU has the features of `S`; otherwise as the maker of the task says.
-    unsafe fn run<S: Simd>(self);
+    unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
 /// Operations on vectors of [`LANES`] f32.
@@ -98,7 +101,7 @@ pub unsafe trait Simd: Copy {
 
     /// Does a task in a function of its own.
     #[inline(always)]
-    unsafe fn call<T: Task>(task: T) {
+    unsafe fn call<T: Task>(task: T) -> T::Output {
         // SAFETY: the caller's promise.
         unsafe { task.run::<Self>() }
     }

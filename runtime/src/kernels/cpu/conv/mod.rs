@@ -279,6 +279,8 @@ impl Conv {
 struct Part<'t, W, const Q: usize>(&'t W, usize, usize, &'t Tile<'t>);
 
 impl<const Q: usize> Task for Part<'_, IndexStream, Q> {
+    type Output = ();
+
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's promise.
@@ -287,6 +289,8 @@ impl<const Q: usize> Task for Part<'_, IndexStream, Q> {
 }
 
 impl<const Q: usize> Task for Part<'_, PairStream, Q> {
+    type Output = ();
+
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's promise.

@@ -158,7 +158,7 @@ unsafe impl Simd for Avx2 {
     const SELECT: usize = 8;
 
     #[inline(always)]
-    unsafe fn call<T: Task>(task: T) {
+    unsafe fn call<T: Task>(task: T) -> T::Output {
         unsafe { call::<Self, T>(task) }
     }
     #[inline(always)]
@@ -345,7 +345,7 @@ unsafe impl Simd for Avx2 {
 /// Enables the features for a task.
 #[target_feature(enable = "avx2,fma,f16c,popcnt,bmi1,bmi2")]
 #[inline(never)]
-unsafe fn call<S: Simd, T: Task>(task: T) {
+unsafe fn call<S: Simd, T: Task>(task: T) -> T::Output {
     // SAFETY: the caller's promise; the features are enabled here.
     unsafe { task.run::<S>() }
 }

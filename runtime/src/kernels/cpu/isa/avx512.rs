@@ -60,7 +60,7 @@ unsafe impl<const VBMI2: bool, const BF16: bool> Simd for Avx512<VBMI2, BF16> {
     const BYTES: bool = VBMI2 && BF16;
 
     #[inline(always)]
-    unsafe fn call<T: Task>(task: T) {
+    unsafe fn call<T: Task>(task: T) -> T::Output {
         unsafe {
             match (VBMI2, BF16) {
                 (_, true) => call_bf16::<Self, T>(task),
@@ -506,7 +506,7 @@ unsafe fn widen16<E: Element>(v: __m256i) -> __m512 {
 /// Enables the features for a task.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
 #[inline(never)]
-unsafe fn call<S: Simd, T: Task>(task: T) {
+unsafe fn call<S: Simd, T: Task>(task: T) -> T::Output {
     // SAFETY: the caller's promise; the features are enabled here.
     unsafe { task.run::<S>() }
 }
@@ -516,7 +516,7 @@ unsafe fn call<S: Simd, T: Task>(task: T) {
     enable = "avx512vbmi,avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
 )]
 #[inline(never)]
-unsafe fn call_vbmi2<S: Simd, T: Task>(task: T) {
+unsafe fn call_vbmi2<S: Simd, T: Task>(task: T) -> T::Output {
     // SAFETY: the caller's promise; the features are enabled here.
     unsafe { task.run::<S>() }
 }
@@ -526,7 +526,7 @@ unsafe fn call_vbmi2<S: Simd, T: Task>(task: T) {
     enable = "avx512bf16,avx512vnni,avx512vbmi,avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
 )]
 #[inline(never)]
-unsafe fn call_bf16<S: Simd, T: Task>(task: T) {
+unsafe fn call_bf16<S: Simd, T: Task>(task: T) -> T::Output {
     // SAFETY: the caller's promise; the features are enabled here.
     unsafe { task.run::<S>() }
 }

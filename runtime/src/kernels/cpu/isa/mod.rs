@@ -8,11 +8,11 @@ mod avx512;
 mod neon;
 mod scalar;
 
-#[cfg(target_arch = "x86_64")]
-use super::linear::Linear;
 use super::product::Product;
-use super::simd::Simd;
+use super::simd::{Simd, Task};
 use super::{Io, Kernel};
+#[cfg(target_arch = "x86_64")]
+use super::{chunk::Chunk, linear::Linear};
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -213,27 +213,14 @@ impl Isa {
     pub(crate) unsafe fn run(self, kernel: &Kernel, io: &Io<'_>) {
         // SAFETY: the caller's promise.
         unsafe {
-            match self {
-                #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-                Isa::Neon => run_neon(kernel, io),
+            match (self, kernel) {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => run_avx2(kernel, io),
+                (Isa::Avx512Bf16, Kernel::Linear(k)) if k.rounded => Bf16::call(Run(k, io)),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => run_avx512(kernel, io),
+                (Isa::Avx512Bf16, Kernel::Chunk(k)) if k.is_rounded() => Bf16::call(Run(k, io)),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Vbmi2 => match kernel {
-                    Kernel::Linear(linear) => run_vbmi2(linear, io),
-                    _ => run_avx512(kernel, io),
-                },
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Bf16 => match kernel {
-                    Kernel::Chunk(chunk) if chunk.is_rounded() => run_bf16(kernel, io),
-                    Kernel::Linear(linear) if linear.rounded => run_bf16(kernel, io),
-                    Kernel::Linear(linear) => run_vbmi2(linear, io),
-                    _ => run_avx512(kernel, io),
-                },
-                _ if PORTABLE => kernel.run::<scalar::Scalar>(io),
-                _ => unreachable!("{self} is not available"),
+                (Isa::Avx512Bf16 | Isa::Avx512Vbmi2, Kernel::Linear(k)) => Vbmi2::call(Run(k, io)),
+                _ => self.call(Run(kernel, io)),
             }
         }
     }
@@ -250,18 +237,7 @@ impl Isa {
         c: *mut f32,
     ) {
         // SAFETY: the caller's promise.
-        unsafe {
-            match self.base() {
-                #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-                Isa::Neon => product_neon(product, a, b, c),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => product_avx2(product, a, b, c),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => product_avx512(product, a, b, c),
-                _ if PORTABLE => product.tiles::<scalar::Scalar>(a, b, c),
-                _ => unreachable!("{self} is not available"),
-            }
-        }
+        unsafe { self.call(Tiles(product, a, b, c)) }
     }
 
     /// Runs portable code, which the compiler vectorizes, with these instructions.
@@ -271,58 +247,30 @@ impl Isa {
     #[inline(always)]
     pub fn vectorize<R>(self, code: impl FnOnce() -> R) -> R {
         assert!(self.is_available(), "this CPU has no {self}");
-        match self.base() {
-            // SAFETY: the CPU has the instructions.
-            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-            Isa::Neon => unsafe { with_neon(code) },
-            // SAFETY: the CPU has the instructions.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { with_avx2(code) },
-            // SAFETY: the CPU has the instructions.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { with_avx512(code) },
-            _ => code(),
+        // SAFETY: the CPU has the instructions.
+        unsafe { self.call(Code(code)) }
+    }
+
+    /// Does a task with the instructions of the [base](Isa::base).
+    ///
+    /// # Safety
+    /// The instruction set [is available](Isa::is_available); otherwise as the task.
+    #[inline(always)]
+    unsafe fn call<T: Task>(self, task: T) -> T::Output {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.base() {
+                #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+                Isa::Neon => neon::Neon::call(task),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => avx2::Avx2::call(task),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => avx512::Avx512::<false, false>::call(task),
+                _ if PORTABLE => scalar::Scalar::call(task),
+                _ => unreachable!("{self} is not available"),
+            }
         }
     }
-}
-
-#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-#[target_feature(enable = "neon")]
-unsafe fn with_neon<R>(code: impl FnOnce() -> R) -> R {
-    code()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,popcnt,bmi1,bmi2")]
-unsafe fn with_avx2<R>(code: impl FnOnce() -> R) -> R {
-    code()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
-unsafe fn with_avx512<R>(code: impl FnOnce() -> R) -> R {
-    code()
-}
-
-#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-#[target_feature(enable = "neon")]
-unsafe fn product_neon(product: &Product<'_>, a: *const f32, b: *const f32, c: *mut f32) {
-    // SAFETY: the caller's promise; the features are enabled here.
-    unsafe { product.tiles::<neon::Neon>(a, b, c) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,popcnt,bmi1,bmi2")]
-unsafe fn product_avx2(product: &Product<'_>, a: *const f32, b: *const f32, c: *mut f32) {
-    // SAFETY: the caller's promise; the features are enabled here.
-    unsafe { product.tiles::<avx2::Avx2>(a, b, c) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
-unsafe fn product_avx512(product: &Product<'_>, a: *const f32, b: *const f32, c: *mut f32) {
-    // SAFETY: the caller's promise; the features are enabled here.
-    unsafe { product.tiles::<avx512::Avx512<false, false>>(a, b, c) }
 }
 
 impl fmt::Display for Isa {
@@ -331,47 +279,55 @@ impl fmt::Display for Isa {
     }
 }
 
-#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-#[target_feature(enable = "neon")]
-unsafe fn run_neon(kernel: &Kernel, io: &Io<'_>) {
-    // SAFETY: the caller's promise; the feature is enabled here.
-    unsafe { kernel.run::<neon::Neon>(io) }
-}
-
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,popcnt,bmi1,bmi2")]
-unsafe fn run_avx2(kernel: &Kernel, io: &Io<'_>) {
-    // SAFETY: the caller's promise; the features are enabled here.
-    unsafe { kernel.run::<avx2::Avx2>(io) }
-}
-
+type Vbmi2 = avx512::Avx512<true, false>;
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2")]
-unsafe fn run_avx512(kernel: &Kernel, io: &Io<'_>) {
-    // SAFETY: the caller's promise; the features are enabled here.
-    unsafe { kernel.run::<avx512::Avx512<false, false>>(io) }
-}
+type Bf16 = avx512::Avx512<true, true>;
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(
-    enable = "avx512vbmi,avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
-)]
-unsafe fn run_vbmi2(linear: &Linear, io: &Io<'_>) {
-    // SAFETY: the caller's promise; the features are enabled here.
-    unsafe { linear.run::<avx512::Avx512<true, false>>(io) }
-}
+/// A kernel's share.
+struct Run<'k, 'i, K>(&'k K, &'k Io<'i>);
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(
-    enable = "avx512bf16,avx512vnni,avx512vbmi,avx512vbmi2,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,popcnt,bmi1,bmi2"
-)]
-unsafe fn run_bf16(kernel: &Kernel, io: &Io<'_>) {
-    // SAFETY: the caller's promise; the features are enabled here.
-    unsafe {
-        match kernel {
-            Kernel::Linear(k) => k.run::<avx512::Avx512<true, true>>(io),
-            Kernel::Chunk(k) => k.run::<avx512::Avx512<true, true>>(io),
-            _ => run_avx512(kernel, io),
+macro_rules! run {
+    ($kernel:ty) => {
+        impl Task for Run<'_, '_, $kernel> {
+            type Output = ();
+
+            #[inline(always)]
+            unsafe fn run<S: Simd>(self) {
+                // SAFETY: the caller's promise.
+                unsafe { self.0.run::<S>(self.1) }
+            }
         }
+    };
+}
+
+run!(Kernel);
+#[cfg(target_arch = "x86_64")]
+run!(Linear);
+#[cfg(target_arch = "x86_64")]
+run!(Chunk);
+
+/// A product, tile by tile.
+struct Tiles<'p>(&'p Product<'p>, *const f32, *const f32, *mut f32);
+
+impl Task for Tiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.tiles::<S>(self.1, self.2, self.3) }
+    }
+}
+
+/// Code without vectors of its own.
+struct Code<F>(F);
+
+impl<R, F: FnOnce() -> R> Task for Code<F> {
+    type Output = R;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> R {
+        (self.0)()
     }
 }

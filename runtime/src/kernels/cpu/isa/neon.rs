@@ -349,7 +349,7 @@ unsafe impl Simd for Neon {
     const SELECT: usize = 2;
 
     #[inline(always)]
-    unsafe fn call<T: Task>(task: T) {
+    unsafe fn call<T: Task>(task: T) -> T::Output {
         unsafe { call::<Self, T>(task) }
     }
     #[inline(always)]
@@ -617,7 +617,7 @@ unsafe impl Simd for Neon {
 /// Enables the features for a task.
 #[target_feature(enable = "neon")]
 #[inline(never)]
-unsafe fn call<S: Simd, T: Task>(task: T) {
+unsafe fn call<S: Simd, T: Task>(task: T) -> T::Output {
     // SAFETY: the caller's promise; the features are enabled here.
     unsafe { task.run::<S>() }
 }
