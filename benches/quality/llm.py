@@ -21,6 +21,8 @@ import subprocess
 import sys
 import time
 
+from rows import add, read
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROWS = os.path.join(HERE, "llm.jsonl")
 TESTS = ["persuasion", "wiki-test"]
@@ -60,13 +62,6 @@ def queue():
     return runs
 
 
-def rows():
-    if not os.path.exists(ROWS):
-        return []
-    with open(ROWS) as file:
-        return [json.loads(line) for line in file]
-
-
 def command(words, wrap):
     """Runs a command; its standard output, seconds and peak memory."""
     start = time.monotonic()
@@ -89,19 +84,14 @@ def measure(options, model):
     return found
 
 
-def add(row):
-    with open(ROWS, "a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
 def work(options):
     dense = os.path.join(options.work, f"dense-{options.dtype}.safetensors")
     os.makedirs(options.work, exist_ok=True)
     if not os.path.exists(dense):
         command([options.prune, "convert", options.model, "--dtype", options.dtype, "-o", dense], options.wrap)
-    done = {row["name"] for row in rows()}
+    done = {row["name"] for row in read(ROWS)}
     if "dense" not in done and fnmatch.fnmatch("dense", options.only):
-        add(dict(name="dense", dtype=options.dtype, bytes=os.path.getsize(dense), perplexity=measure(options, dense)))
+        add(ROWS, dict(name="dense", dtype=options.dtype, bytes=os.path.getsize(dense), perplexity=measure(options, dense)))
     for one in queue():
         if one["name"] in done or not fnmatch.fnmatch(one["name"], options.only):
             continue
@@ -115,6 +105,7 @@ def work(options):
         out = json.loads(out)
         if one["verb"] in STRUCTURED:
             add(
+                ROWS,
                 dict(
                     name=one["name"], dtype=options.dtype, arguments=one["extra"], windows=one["windows"], window=512,
                     held_out=one["held_out"], module_parameters=out["module_parameters"], parameters=out["parameters"],
@@ -129,6 +120,7 @@ def work(options):
         calibration = out["calibration"]
         plan = out["plan"]
         add(
+            ROWS,
             dict(
                 name=one["name"], dtype=options.dtype, arguments=one["extra"], windows=one["windows"], window=512,
                 held_out=one["held_out"], zeros=plan["zeros_after"], total=plan["total"],
@@ -145,7 +137,7 @@ def work(options):
 def table():
     head = "| run | windows | held-out error, mean % | perplexity, Persuasion | Wikipedia | seconds | peak MB | file MB |"
     print(head + "\n|" + "---|" * 8)
-    for row in rows():
+    for row in read(ROWS):
         error = row.get("mean_held_out_error")
         ppl = [f"{row['perplexity'][t]['perplexity']:.2f}" for t in TESTS]
         cells = [
@@ -158,7 +150,7 @@ def table():
 
 def order():
     """In how many layers one run's error on held-out windows is at most another's."""
-    errors = {r["name"]: {e["weight"]: e["held_out"] for e in r["errors"]} for r in rows() if "errors" in r}
+    errors = {r["name"]: {e["weight"]: e["held_out"] for e in r["errors"]} for r in read(ROWS) if "errors" in r}
     pairs = [("wanda", "magnitude"), ("sparsegpt", "wanda"), ("l-admm", "sparsegpt"), ("alps", "sparsegpt")]
     pairs += [("magnitude-swaps", "magnitude"), ("wanda-swaps", "wanda")]
     for low, high in pairs:

@@ -20,6 +20,8 @@ import shlex
 import subprocess
 import sys
 
+from rows import add, read
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 ALLOCATORS = {
     "global": ["global-mp"],
@@ -89,8 +91,7 @@ def interval(correct, n):
 
 
 def table(path):
-    with open(path) as f:
-        rows = [json.loads(line) for line in f]
+    rows = read(path)
     print("| run | sparsity | epochs | lr | top-1, % | 95 % interval | MACs left | seconds an epoch |")
     print("|---|---|---|---|---|---|---|---|")
     for r in rows:
@@ -121,10 +122,7 @@ def main():
     runs = [r for r in queue() if fnmatch.fnmatch(r["name"], args.only)]
     if args.list:
         return print("\n".join(r["name"] for r in runs))
-    done = set()
-    if os.path.exists(args.results):
-        with open(args.results) as f:
-            done = {json.loads(line)["name"] for line in f}
+    done = {r["name"] for r in read(args.results)}
     for r in runs:
         if r["name"] in done:
             continue
@@ -157,8 +155,7 @@ def main():
             dense_macs=totals["dense_macs"], threads=int(args.threads), epoch_seconds=seconds,
             command=" ".join(["prune"] + [os.path.basename(c) if os.sep in c else c for c in command[1:]]),
         )
-        with open(args.results, "a") as f:
-            f.write(json.dumps(row) + "\n")
+        add(args.results, row)
         print(f"{r['name']}: {row['top1']} %", flush=True)
 
 

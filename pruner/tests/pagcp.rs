@@ -2,7 +2,6 @@
 
 mod common;
 #[path = "common/nets.rs"]
-#[allow(dead_code)]
 mod nets;
 
 use lacuna::Model;

@@ -10,25 +10,48 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// What a method learns from, and what it does with it.
+/// The text that a method learns from, and how.
 #[derive(Args)]
 #[command(next_help_heading = "Calibration")]
-pub struct CalibrationFlags {
+pub struct TextFlags {
     /// A UTF-8 text to learn from, or tokens (little-endian u32, *.tokens); may be repeated. Not one to measure on
     #[arg(long, value_name = "FILE", conflicts_with = "recipe")]
     calibration_text: Vec<PathBuf>,
-    /// Windows of the text, drawn without overlap
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    windows: usize,
+    /// Windows of the text, drawn without overlap [default: 128; 64 for heads and neurons]
+    #[arg(long, value_name = "N")]
+    windows: Option<usize>,
     /// Tokens of a window
     #[arg(long, value_name = "T", default_value_t = 512)]
     window: usize,
-    /// Further windows on which the error of each layer is measured
+    /// Further windows on which the error of each layer or module is measured
     #[arg(long, value_name = "N", default_value_t = 0)]
     held_out: usize,
     /// Added to the diagonal of the second moments, as a share of its mean
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     damping: f64,
+}
+
+impl TextFlags {
+    /// A calibration on `windows` windows where no flag says how many.
+    pub fn calibration(&self, windows: usize, seed: u64) -> Calibration {
+        Calibration {
+            texts: self.calibration_text.clone(),
+            windows: self.windows.unwrap_or(windows),
+            window: self.window,
+            seed,
+            damping: self.damping,
+            held_out: self.held_out,
+            ..Calibration::default()
+        }
+    }
+}
+
+/// What a method learns from, and what it does with it.
+#[derive(Args)]
+#[command(next_help_heading = "Calibration")]
+pub struct CalibrationFlags {
+    #[command(flatten)]
+    learn: TextFlags,
     /// Which model the inputs of a block come from
     #[arg(long, value_enum, default_value_t = PrefixName::Pruned)]
     prefix: PrefixName,
@@ -73,18 +96,12 @@ enum Refine {
 impl CalibrationFlags {
     /// `recipe` with what the flags say.
     pub fn complete(&self, recipe: Recipe, seed: u64) -> Recipe {
-        let calibration = (!self.calibration_text.is_empty()).then(|| Calibration {
-            texts: self.calibration_text.clone(),
-            windows: self.windows,
-            window: self.window,
-            seed,
-            damping: self.damping,
+        let calibration = (!self.learn.calibration_text.is_empty()).then(|| Calibration {
             prefix: match self.prefix {
                 PrefixName::Dense => Prefix::Dense,
                 PrefixName::Pruned => Prefix::Pruned,
             },
-            held_out: self.held_out,
-            ..Calibration::default()
+            ..self.learn.calibration(128, seed)
         });
         Recipe {
             calibration,

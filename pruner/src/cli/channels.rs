@@ -205,14 +205,8 @@ impl Report {
         }
         let mut out = table.render();
         out += "\n";
-        let mut table = Table::new([
-            ("", Align::Left),
-            ("before", Align::Right),
-            ("after", Align::Right),
-            ("left", Align::Right),
-        ]);
         let (b, a) = (&self.before, &self.after);
-        let rows = [
+        out += &text::left([
             (
                 "parameters",
                 b.totals.trained as u64,
@@ -220,16 +214,7 @@ impl Report {
             ),
             ("MACs", b.totals.dense_macs, Some(a.totals.dense_macs)),
             ("bytes of the file", b.file_bytes.unwrap_or(0), a.file_bytes),
-        ];
-        for (what, before, after) in rows {
-            table.row([
-                what.to_owned(),
-                text::count(before),
-                after.map_or("-".into(), text::count),
-                after.map_or("-".into(), |n| text::percent(text::ratio(n, before))),
-            ]);
-        }
-        out += &table.render();
+        ]);
         out += &format!("MACs at batch 1: {}\n", self.mac_convention);
         if !self.folded.is_empty() {
             let n = self.folded.len();

@@ -340,30 +340,16 @@ impl Report {
             }
             out += "\n";
         }
-        let mut table = Table::new([
-            ("", Align::Left),
-            ("before", Align::Right),
-            ("after", Align::Right),
-            ("left", Align::Right),
-        ]);
         let (b, a) = (&self.before, &self.after);
-        for (what, before, after) in [
+        out += &text::left([
             (
                 "parameters",
                 b.totals.trained as u64,
-                a.totals.trained as u64,
+                Some(a.totals.trained as u64),
             ),
-            ("MACs", b.totals.dense_macs, a.totals.dense_macs),
-            ("bytes of the file", b.file_bytes, a.file_bytes),
-        ] {
-            table.row([
-                what.to_owned(),
-                text::count(before),
-                text::count(after),
-                text::percent(text::ratio(after, before)),
-            ]);
-        }
-        out += &table.render();
+            ("MACs", b.totals.dense_macs, Some(a.totals.dense_macs)),
+            ("bytes of the file", b.file_bytes, Some(a.file_bytes)),
+        ]);
         out += &format!("MACs at batch 1: {}\n", self.mac_convention);
         if !self.budget_met {
             out += &format!(

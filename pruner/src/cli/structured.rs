@@ -1,18 +1,18 @@
 //! The verbs that take whole heads and neurons from a language model, by what it does on a text.
 
-use super::calibration::{Show, tokens};
+use super::calibration::{Show, TextFlags, tokens};
 use super::outcome::sidecar;
 use super::text::{self, Align, Table};
 use super::{Source, file_bytes, json, write_text};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lacuna::Model;
+use lacuna_prune::LayerError;
 use lacuna_prune::report::report;
 use lacuna_prune::structured::{
     Accumulation, Event, HeadMode, Kind, Local, Round, Score, SearchSettings, Structured, Width,
     tidy,
 };
-use lacuna_prune::{Calibration, LayerError, Prefix};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -66,7 +66,12 @@ struct Common {
     #[command(flatten)]
     source: Source,
     /// The share of the parameters of all attentions and MLPs that goes, such as 0.25
-    #[arg(long, value_name = "S", required_unless_present = "recipe")]
+    #[arg(
+        long,
+        value_name = "S",
+        required_unless_present = "recipe",
+        requires = "calibration_text"
+    )]
     sparsity: Option<f64>,
     /// The Lacuna file to write
     #[arg(short, long, value_name = "FILE")]
@@ -78,26 +83,8 @@ struct Common {
     /// Which heads go together where several share keys and values
     #[arg(long, value_enum, default_value_t = Heads::Query)]
     head_mode: Heads,
-    /// A UTF-8 text to learn from, or tokens (little-endian u32, *.tokens); may be repeated. Not one to measure on
-    #[arg(
-        long,
-        value_name = "FILE",
-        required_unless_present = "recipe",
-        conflicts_with = "recipe"
-    )]
-    calibration_text: Vec<PathBuf>,
-    /// Windows of the text, drawn without overlap
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    windows: usize,
-    /// Tokens of a window
-    #[arg(long, value_name = "T", default_value_t = 512)]
-    window: usize,
-    /// Further windows on which the error of each module is measured
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    held_out: usize,
-    /// Added to the diagonal of the second moments, as a share of its mean
-    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
-    damping: f64,
+    #[command(flatten)]
+    learn: TextFlags,
     /// The seed that draws windows and candidates
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -236,16 +223,7 @@ impl Common {
                     score,
                     ..Local::default()
                 },
-                calibration: Calibration {
-                    texts: self.calibration_text.clone(),
-                    windows: self.windows,
-                    window: self.window,
-                    seed: self.seed,
-                    damping: self.damping,
-                    prefix: Prefix::Pruned,
-                    held_out: self.held_out,
-                    ..Calibration::default()
-                },
+                calibration: self.learn.calibration(64, self.seed),
                 search,
                 widths: Default::default(),
             },
@@ -393,30 +371,20 @@ impl Report {
         }
         let mut out = table.render();
         out += "\n";
-        let mut table = Table::new([
-            ("", Align::Left),
-            ("before", Align::Right),
-            ("after", Align::Right),
-            ("left", Align::Right),
-        ]);
         let [before, after, _] = self.module_parameters;
-        for (what, before, after) in [
-            ("attentions and MLPs", before as u64, after as u64),
+        out += &text::left([
+            ("attentions and MLPs", before as u64, Some(after as u64)),
             (
                 "parameters",
                 self.parameters[0] as u64,
-                self.parameters[1] as u64,
+                Some(self.parameters[1] as u64),
             ),
-            ("bytes of the file", self.file_bytes[0], self.file_bytes[1]),
-        ] {
-            table.row([
-                what.to_owned(),
-                text::count(before),
-                text::count(after),
-                text::percent(text::ratio(after, before)),
-            ]);
-        }
-        out += &table.render();
+            (
+                "bytes of the file",
+                self.file_bytes[0],
+                Some(self.file_bytes[1]),
+            ),
+        ]);
         out += &format!("{:.0} s\nwrote {}\n", self.seconds, self.output.display());
         out
     }

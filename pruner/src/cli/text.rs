@@ -56,6 +56,25 @@ impl Table {
     }
 }
 
+/// What a cut network has left: names, and numbers before and after; those that are not there are dashes.
+pub fn left<const N: usize>(rows: [(&str, u64, Option<u64>); N]) -> String {
+    let mut table = Table::new([
+        ("", Align::Left),
+        ("before", Align::Right),
+        ("after", Align::Right),
+        ("left", Align::Right),
+    ]);
+    for (what, before, after) in rows {
+        table.row([
+            what.to_owned(),
+            count(before),
+            after.map_or("-".into(), count),
+            after.map_or("-".into(), |n| percent(ratio(n, before))),
+        ]);
+    }
+    table.render()
+}
+
 /// `1,234,567`.
 pub fn count(n: impl TryInto<u64>) -> String {
     HumanCount(n.try_into().unwrap_or(u64::MAX)).to_string()

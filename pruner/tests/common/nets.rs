@@ -1,4 +1,5 @@
 //! Small networks with every way that channels go through a graph.
+#![allow(dead_code)] // Each test binary uses its part.
 
 use lacuna::Model;
 use lacuna::model::{

@@ -218,3 +218,26 @@ pub unsafe fn fill<T: Copy>(
     }
     Ok(())
 }
+
+/// The same of a text, a zero byte at its end; `bytes` gets its length without it.
+///
+/// # Safety
+/// `text` has room for `capacity` bytes.
+pub unsafe fn fill_text(
+    made: &str,
+    text: *mut c_char,
+    capacity: usize,
+    bytes: *mut usize,
+) -> Result {
+    // SAFETY: the caller's promise.
+    unsafe {
+        fill(
+            made.as_bytes(),
+            Some(0),
+            text.cast(),
+            capacity,
+            bytes,
+            "bytes",
+        )
+    }
+}

@@ -189,16 +189,7 @@ pub unsafe extern "C" fn lacuna_tokenizer_decode(
         let tokens = unsafe { memory::elements(tokens, count, "tokens") }?;
         let made = tokenizer.decode(tokens)?;
         // SAFETY: the caller's promise.
-        unsafe {
-            memory::fill(
-                made.as_bytes(),
-                Some(0),
-                text.cast(),
-                capacity,
-                bytes,
-                "bytes",
-            )
-        }
+        unsafe { memory::fill_text(&made, text, capacity, bytes) }
     })
 }
 
@@ -234,16 +225,7 @@ pub unsafe extern "C" fn lacuna_tokenizer_chat(
         };
         let made = tokenizer.chat(&turns)?;
         // SAFETY: the caller's promise.
-        unsafe {
-            memory::fill(
-                made.as_bytes(),
-                Some(0),
-                text.cast(),
-                capacity,
-                bytes,
-                "bytes",
-            )
-        }
+        unsafe { memory::fill_text(&made, text, capacity, bytes) }
     })
 }
 

@@ -1,6 +1,7 @@
 //! A small model and a raw safetensors writer that can lie.
 #![allow(dead_code)]
 
+use lacuna::model::file;
 use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Weights};
 use lacuna::{Model, Weight};
 use std::path::Path;
@@ -138,4 +139,33 @@ pub fn assemble(metadata: &str, tensors: &[Raw]) -> Vec<u8> {
         );
     }
     with_header(&(header + "}"), &data)
+}
+
+/// Flips every bit of the tensors of encoded weights whose last names are `kinds`, one at a time, and says how
+/// many: each file is refused with its label and one of the weight's tensors.
+pub fn flip_every_bit(metadata: &str, label: &str, all: &[Raw], kinds: &[&str]) -> usize {
+    let mut flips = 0;
+    for (i, part) in all.iter().enumerate() {
+        let Some((weight, kind)) = part.name.rsplit_once('.') else {
+            continue;
+        };
+        if !kinds.contains(&kind) {
+            continue;
+        }
+        for bit in 0..part.data.len() * 8 {
+            let mut bad = all.to_vec();
+            bad[i].data[bit / 8] ^= 1 << (bit % 8);
+            let said = match file::read_bytes(label, assemble(metadata, &bad).into()) {
+                Ok(_) => panic!("bit {bit} of `{}` flipped: opened", part.name),
+                Err(e) => e.to_string(),
+            };
+            flips += 1;
+            assert!(
+                said.contains(label) && said.contains(&format!("`{weight}.")),
+                "bit {bit} of `{}`: {said}",
+                part.name
+            );
+        }
+    }
+    flips
 }
