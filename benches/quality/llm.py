@@ -26,7 +26,7 @@ from rows import add, read
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROWS = os.path.join(HERE, "llm.jsonl")
 TESTS = ["persuasion", "wiki-test"]
-STRUCTURED = ["wanda-sp", "obs", "tyr"]
+STRUCTURED = ["wanda-sp", "obs", "tyr", "flap", "drop-blocks"]
 METHODS = ["magnitude", "wanda", "sparsegpt", "l-admm", "alps"]
 
 
@@ -55,9 +55,8 @@ def queue():
     # Whole heads and neurons, at shares of the parameters of attentions and MLPs.
     for share in ["0.5", "0.25", "0.375", "0.125"]:
         name = f"{100 * float(share):g}"
-        methods = ["wanda-sp", "obs", "tyr"]
-        runs += [run(f"{m}-{name}-structured", m, "--sparsity", share, windows=64) for m in methods]
-    ablations = [("no-accumulation", ["--accumulation", "none"]), ("median", ["--accumulation", "median"])]
+        runs += [run(f"{m}-{name}-structured", m, "--sparsity", share, windows=64) for m in STRUCTURED]
+    ablations = [("no-accumulation", ["--accumulation", "none"]), ("median", ["--accumulation", "median"]), ("no-refit", ["--no-refit"])]
     runs += [run(f"tyr-50-{n}", "tyr", *half, *extra, windows=64) for n, extra in ablations]
     return runs
 

@@ -38,6 +38,7 @@ pub mod page;
 pub mod perplexity;
 pub mod plan;
 mod prepared;
+pub mod questions;
 mod random;
 mod recipe;
 pub mod refiner;

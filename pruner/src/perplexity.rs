@@ -160,7 +160,7 @@ pub fn perplexity(
 }
 
 /// The negative log of the softmax of `logits` at `token`, in f64; `None` where it is not finite.
-fn nll(logits: &[f32], token: u32) -> Option<f64> {
+pub(crate) fn nll(logits: &[f32], token: u32) -> Option<f64> {
     let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = logits.iter().map(|&l| (f64::from(l) - most).exp()).sum();
     let nll = most + sum.ln() - f64::from(*logits.get(token as usize)?);

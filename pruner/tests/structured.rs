@@ -7,8 +7,8 @@ use lacuna::model::Weight;
 use lacuna::{Decoder, DecoderOptions, Model};
 use lacuna_prune::Calibration;
 use lacuna_prune::structured::{
-    Accumulation, Event, Evolution, HeadMode, Kind, Local, Outcome, Score, SearchSettings, Stage,
-    Structured, tidy,
+    Accumulation, Event, Evolution, HeadMode, Kind, Local, Outcome, Score, SearchSettings, Spread,
+    Stage, Structured, tidy,
 };
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,6 +28,7 @@ fn settings(sparsity: f64) -> Structured {
         heads: HeadMode::Query,
         accumulation: Accumulation::Expectation,
         local: Local::default(),
+        spread: Spread::Even,
         calibration: Calibration {
             windows: 12,
             window: 10,
@@ -272,6 +273,97 @@ fn uniform_methods_reach_the_same_parameters() {
             assert!(done.errors.iter().all(|e| e.held_out.is_some()));
         }
     }
+}
+
+/// How far the logits of the cut are from those of the masked model, as a share of the largest.
+fn gap(done: &Outcome) -> f32 {
+    let (cut, whole) = (logits(&done.model, 8), logits(&done.masked, 8));
+    let most = whole.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let pairs = cut.iter().zip(&whole);
+    pairs.fold(0f32, |m, (c, w)| m.max((c - w).abs())) / most
+}
+
+#[test]
+fn flap_ranks_across_modules_and_keeps_the_means_of_what_goes() {
+    let model = decoder();
+    let dir = tempfile::tempdir().unwrap();
+    for (heads, sparsity) in [
+        (HeadMode::Query, 0.4),
+        (HeadMode::KvGroup, 0.25),
+        (HeadMode::Equal, 0.5),
+        (HeadMode::Query, 0.9),
+    ] {
+        let settings = Structured {
+            heads,
+            local: Local {
+                score: Score::Fluctuation,
+                ..Local::default()
+            },
+            spread: Spread::Ranked,
+            ..settings(sparsity)
+        };
+        let done = run(&settings, &model, dir.path()).unwrap();
+        let [_, after, target] = done.parameters;
+        assert!(
+            after.abs_diff(target) <= 400,
+            "{heads:?}: {after}, {target}"
+        );
+        let mut shares: Vec<f64> = (done.modules.iter())
+            .map(|m| m.kept.len() as f64 / m.units as f64)
+            .collect();
+        shares.sort_by(f64::total_cmp);
+        assert!(shares[0] < shares[shares.len() - 1], "{shares:?}");
+        for m in done.modules.iter().filter(|m| m.kept.len() < m.units) {
+            assert!(
+                done.masked
+                    .weights()
+                    .contains_key(&format!("{}.bias", m.weight))
+            );
+        }
+        assert!(gap(&done) <= 1e-5);
+        // What stays is untouched, and its mean makes the error smaller than that of the same without a bias.
+        let bare = Structured {
+            local: Local {
+                score: Score::Wanda,
+                ..Local::default()
+            },
+            ..settings.clone()
+        };
+        let bare = run(&bare, &model, dir.path()).unwrap();
+        for ((m, e), (b, f)) in
+            (done.modules.iter().zip(&done.errors)).zip(bare.modules.iter().zip(&bare.errors))
+        {
+            if m.kept == b.kept && m.kept.len() < m.units {
+                assert!(e.fitted < f.fitted, "{}", m.weight);
+            }
+        }
+        let again = run(&done.settings, &model, dir.path()).unwrap();
+        assert_eq!(logits(&again.model, 8), logits(&done.model, 8));
+    }
+}
+
+#[test]
+fn blocks_are_dropped_whole_and_of_the_last_what_comes_nearest() {
+    let model = decoder();
+    let dir = tempfile::tempdir().unwrap();
+    let settings = |sparsity| Structured {
+        local: Local {
+            score: Score::Wanda,
+            ..Local::default()
+        },
+        spread: Spread::Blocks,
+        ..settings(sparsity)
+    };
+    let done = run(&settings(0.5), &model, dir.path()).unwrap();
+    let kept: Vec<usize> = done.modules.iter().map(|m| m.kept.len()).collect();
+    assert!(kept[..2] == [0, 0] || kept[2..] == [0, 0], "{kept:?}");
+    assert!(kept.iter().filter(|k| **k > 0).count() == 2, "{kept:?}");
+    assert!(gap(&done) <= 1e-5);
+    let attention = |d: &Outcome| d.model.graph().nodes.len();
+    assert!(attention(&done) < model.graph().nodes.len());
+    // No block, attention or MLP comes near a twentieth.
+    let e = run(&settings(0.05), &model, dir.path()).unwrap_err();
+    assert!(e.contains("parameters are to be left"), "{e}");
 }
 
 #[test]

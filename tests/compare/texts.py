@@ -4,14 +4,19 @@
   texts.py austen FOLDER OUT    FOLDER: where the Debian package r-cran-janeaustenr was unpacked
                                 (apt-get download r-cran-janeaustenr && dpkg -x r-cran-janeaustenr_*.deb FOLDER)
   texts.py wiki FOLDER OUT      FOLDER: where the wheel gensim 4.4.0 was unpacked
+  texts.py questions TEXT OUT   TEXT: one of these texts
+
 
 austen writes OUT/austen.txt, the six novels in the package's order, OUT/persuasion.txt, which is held out for
 testing, and OUT/austen-train.txt, the other five. wiki writes OUT/wiki-train.txt and OUT/wiki-test.txt, its last
-tenth. Nothing is fetched.
+tenth. questions writes OUT/NAME-questions.jsonl for `prune eval --questions`: 500 passages of 48 words, each with its own next
+12 words and with those of three other passages. Nothing is fetched.
 """
 import bz2
 import gzip
+import json
 import pathlib
+import random
 import re
 import struct
 import sys
@@ -113,10 +118,28 @@ def wiki(folder):
     return {"wiki-train": whole[:cut], "wiki-test": whole[cut:].strip()}
 
 
+def questions(path, count=500, before=48, after=12):
+    words = pathlib.Path(path).read_text().split()
+    length = before + after
+    starts = random.Random(0).sample(range(len(words) // length), count)
+    passages = [words[length * s:length * (s + 1)] for s in starts]
+    draw = random.Random(1)
+    for i, passage in enumerate(passages):
+        others = draw.sample([j for j in range(count) if j != i], 3)
+        choices = [" ".join(passages[j][before:]) for j in [i] + others]
+        order = draw.sample(range(4), 4)
+        yield {"prompt": " ".join(passage[:before]), "choices": [choices[j] for j in order], "answer": order.index(0)}
+
+
 def main():
     what, folder, out = sys.argv[1:]
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    if what == "questions":
+        name = f"{pathlib.Path(folder).stem}-questions.jsonl"
+        (out / name).write_text("".join(json.dumps(q) + "\n" for q in questions(folder)))
+        print(name)
+        return
     if what == "austen":
         novels = austen(folder)
         texts = {

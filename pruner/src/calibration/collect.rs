@@ -11,6 +11,8 @@ pub(crate) struct States {
     windows: Vec<Vec<f32>>,
     /// Windows from here on are held out.
     held_out: usize,
+    /// Values of a token.
+    width: usize,
 }
 
 /// The second moments of the inputs of a block's layers.
@@ -56,10 +58,21 @@ impl States {
         Ok(States {
             windows: states,
             held_out,
+            width: before.output / before.shape()[1].max(1),
         })
     }
 
+    /// Values of a token.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
     /// The states, window by window.
+    pub fn windows(&self) -> &[Vec<f32>] {
+        &self.windows
+    }
+
+    /// The same, taken out.
     pub fn into_windows(self) -> Vec<Vec<f32>> {
         self.windows
     }

@@ -11,11 +11,12 @@ use std::sync::OnceLock;
 /// Columns of a panel of `XᵀX`; fixed, so that sums do not depend on threads.
 const PANEL: usize = 64;
 
-/// Sums over the inputs `x` of a layer: `Σ x xᵀ`, or its diagonal alone, in f64.
+/// Sums over the inputs `x` of a layer: `Σ x`, and `Σ x xᵀ` or its diagonal alone, in f64.
 #[derive(Clone, Debug)]
 pub struct Moments {
     width: usize,
     tokens: usize,
+    sums: Vec<f64>,
     diagonal: Vec<f64>,
     /// The lower triangle, row-major in a square; empty where only the diagonal is kept.
     full: Vec<f64>,
@@ -27,6 +28,7 @@ impl Moments {
         Moments {
             width,
             tokens: 0,
+            sums: vec![0.0; width],
             diagonal: vec![0.0; width],
             full: vec![0.0; if full { width * width } else { 0 }],
         }
@@ -52,8 +54,10 @@ impl Moments {
         let tokens = inputs.len() / width;
         self.tokens += tokens;
         for row in inputs.chunks_exact(width) {
-            for (sum, &x) in self.diagonal.iter_mut().zip(row) {
-                *sum += f64::from(x) * f64::from(x);
+            let sums = self.sums.iter_mut().zip(&mut self.diagonal);
+            for ((sum, square), &x) in sums.zip(row) {
+                *sum += f64::from(x);
+                *square += f64::from(x) * f64::from(x);
             }
         }
         if self.full.is_empty() {
@@ -92,6 +96,19 @@ impl Moments {
     /// `Σ x²` of each feature.
     pub fn diagonal(&self) -> &[f64] {
         &self.diagonal
+    }
+
+    /// The mean of each feature; 0 where nothing was added.
+    pub fn means(&self) -> Vec<f64> {
+        let n = self.tokens.max(1) as f64;
+        self.sums.iter().map(|s| s / n).collect()
+    }
+
+    /// `Σ (x - mean)²` of each feature.
+    pub fn spreads(&self) -> Vec<f64> {
+        let n = self.tokens.max(1) as f64;
+        let both = self.sums.iter().zip(&self.diagonal);
+        both.map(|(s, q)| (q - s * s / n).max(0.0)).collect()
     }
 
     /// `Σ x xᵀ`, both triangles; `None` where only the diagonal was kept.

@@ -9,13 +9,14 @@ use lacuna::{Model, Tokenizer};
 use lacuna_prune::data::Samples;
 use lacuna_prune::eval::{Accuracy, EvalOptions, evaluate_samples};
 use lacuna_prune::perplexity::{Perplexity, PerplexityOptions, perplexity};
+use lacuna_prune::questions::{self, MultipleChoice};
 use lacuna_prune::tasks::{TaskFigures, TaskOptions, TaskSettings, evaluate_tasks};
 use serde::Serialize;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// On images (--data) or on a text (--text).
+/// On images (--data), on a text (--text), or on questions with several answers (--questions).
 ///
 /// Images: a folder of images (the label is the last number of a file's name, or the subfolder), a
 /// quoted glob over images, an idx3-ubyte file or a folder of such, or a safetensors file of
@@ -29,13 +30,17 @@ pub struct Eval {
     #[arg(
         long,
         value_name = "PATH",
-        required_unless_present = "text",
-        conflicts_with = "text"
+        required_unless_present_any = ["text", "questions"],
+        conflicts_with_all = ["text", "questions"]
     )]
     data: Option<PathBuf>,
     /// A UTF-8 text for a language model: its perplexity is measured
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
+    /// Questions for a language model, a line of JSON each: {"prompt": "...", "choices": ["...", "..."], "answer": 0};
+    /// how often the right choice is the likeliest is measured, of the whole and by the byte
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    questions: Option<PathBuf>,
     /// With --text: tokens that the model sees at a time
     #[arg(long, value_name = "N", default_value_t = 512)]
     window: usize,
@@ -51,7 +56,7 @@ pub struct Eval {
     /// Of sequences: the subjects whose sequences are the part test; the others are train
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     held_out_subjects: Vec<usize>,
-    /// Use N images, spread evenly over the data
+    /// Use N images, spread evenly over the data, or the first N questions
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
     /// Images per run, where the model's batch is open
@@ -99,6 +104,9 @@ impl Eval {
         let model = self.source.open()?;
         if let Some(path) = &self.text {
             return self.perplexity(&model, path);
+        }
+        if let Some(path) = &self.questions {
+            return self.ask(&model, path);
         }
         let path = self.data.as_deref().context("--data is missing")?;
         let options = EvalOptions {
@@ -163,12 +171,32 @@ impl Eval {
         }
     }
 
-    fn perplexity(&self, model: &Model, path: &Path) -> Result<String> {
-        let named = || format!("{}: cannot read the text", path.display());
-        let text = std::fs::read_to_string(path).with_context(named)?;
-        // As one string, with nothing before it: windows start anywhere in it.
-        let tokens = Tokenizer::new(model)?.encode(&text, false)?;
-        let options = PerplexityOptions {
+    fn ask(&self, model: &Model, path: &Path) -> Result<String> {
+        let mut asked = questions::read(path)?;
+        asked.truncate(self.limit.map_or(usize::MAX, |n| n as usize));
+        let named = || path.display().to_string();
+        let encoded = questions::encode(model, &asked).with_context(named)?;
+        let started = Instant::now();
+        let bar = bar_of("questions");
+        let measured = questions::ask(model, &encoded, &self.decoding(), &mut |done, all| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        });
+        bar.finish_and_clear();
+        let report = QuestionReport {
+            model: self.source.name(),
+            data: path.to_owned(),
+            measured: measured.with_context(named)?,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        match self.json {
+            true => json(&report),
+            false => Ok(report.text()),
+        }
+    }
+
+    fn decoding(&self) -> PerplexityOptions {
+        PerplexityOptions {
             window: self.window,
             stride: self.stride.unwrap_or(self.window),
             windows: self.windows,
@@ -177,10 +205,17 @@ impl Eval {
             dense: self.dense,
             round_inputs: self.round_inputs,
             by_token: self.by_token,
-        };
+        }
+    }
+
+    fn perplexity(&self, model: &Model, path: &Path) -> Result<String> {
+        let named = || format!("{}: cannot read the text", path.display());
+        let text = std::fs::read_to_string(path).with_context(named)?;
+        // As one string, with nothing before it: windows start anywhere in it.
+        let tokens = Tokenizer::new(model)?.encode(&text, false)?;
         let started = Instant::now();
         let bar = bar_of("windows");
-        let measured = perplexity(model, &tokens, &options, &mut |done, all| {
+        let measured = perplexity(model, &tokens, &self.decoding(), &mut |done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         })?;
@@ -264,6 +299,39 @@ impl TextReport {
             m.perplexity,
             m.nll,
             m.nll_se,
+            self.seconds,
+            m.isa,
+        )
+    }
+}
+
+#[derive(Serialize)]
+struct QuestionReport {
+    model: PathBuf,
+    data: PathBuf,
+    #[serde(flatten)]
+    measured: MultipleChoice,
+    seconds: f64,
+}
+
+impl QuestionReport {
+    fn text(&self) -> String {
+        let m = &self.measured;
+        let line = |what: &str, right: usize, interval: [f64; 2]| {
+            let share = text::percent(text::ratio(right as u64, m.questions as u64));
+            let [low, high] = interval.map(text::percent);
+            format!(
+                "{what}  {share}  ({right} of {}; 95 % interval {low} to {high})\n",
+                m.questions
+            )
+        };
+        format!(
+            "{}\ndata     {}\n{}{}chance   {}\n{:.1} s, {}\n",
+            self.model.display(),
+            self.data.display(),
+            line("right  ", m.correct, m.interval),
+            line("by byte", m.correct_by_byte, m.interval_by_byte),
+            text::percent(m.chance),
             self.seconds,
             m.isa,
         )

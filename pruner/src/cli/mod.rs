@@ -24,7 +24,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use lacuna::model::Dim;
 use lacuna::{DType, Model};
-use lacuna_prune::structured::Score;
+use lacuna_prune::structured::{Score, Spread};
 use lacuna_prune::{Origin, SolverName};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -83,6 +83,10 @@ enum Verb {
     Obs(structured::Uniform),
     /// Cuts the same share of heads and neurons of every block by magnitudes times norms of inputs (Wanda-sp)
     WandaSp(structured::Uniform),
+    /// Cuts the heads and neurons of a language model that vary least, ranked across all blocks; their means stay (FLAP)
+    Flap(structured::Uniform),
+    /// Drops the blocks of a language model that turn its states least (ShortGPT)
+    DropBlocks(structured::Uniform),
     /// Trains on labelled images or sequences
     Train(train::Train),
     /// Measures accuracy on labelled images or sequences, or perplexity on a text
@@ -122,8 +126,10 @@ impl Cli {
             Verb::LAdmm(v) => v.run(SolverName::LAdmm),
             Verb::Alps(v) => v.run(SolverName::Alps),
             Verb::Tyr(v) => v.run(),
-            Verb::Obs(v) => v.run(Score::Obs),
-            Verb::WandaSp(v) => v.run(Score::Wanda),
+            Verb::Obs(v) => v.run("obs", Score::Obs, Spread::Even),
+            Verb::WandaSp(v) => v.run("wanda-sp", Score::Wanda, Spread::Even),
+            Verb::Flap(v) => v.run("flap", Score::Fluctuation, Spread::Ranked),
+            Verb::DropBlocks(v) => v.run("drop-blocks", Score::Wanda, Spread::Blocks),
             Verb::Train(v) => v.run(),
             Verb::Eval(v) => v.run(),
             Verb::Generate(v) => v.run(),

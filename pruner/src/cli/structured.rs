@@ -10,8 +10,8 @@ use lacuna::Model;
 use lacuna_prune::LayerError;
 use lacuna_prune::report::report;
 use lacuna_prune::structured::{
-    Accumulation, Event, HeadMode, Kind, Local, Round, Score, SearchSettings, Structured, Width,
-    tidy,
+    Accumulation, Event, HeadMode, Kind, Local, Round, Score, SearchSettings, Spread, Structured,
+    Width, tidy,
 };
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -49,12 +49,15 @@ pub struct Tyr {
     /// What a matrix's inputs are ranked by
     #[arg(long, value_enum, default_value_t = By::Obs)]
     score: By,
+    /// Leave each level as the removals' updates made it, without least squares at the end
+    #[arg(long)]
+    no_refit: bool,
     /// Keep the supernet and the teacher's answers when done
     #[arg(long)]
     keep_search: bool,
 }
 
-/// Takes the same share of heads and of neurons from every block.
+/// Learns widths without a search.
 #[derive(Args)]
 pub struct Uniform {
     #[command(flatten)]
@@ -158,19 +161,32 @@ impl Tyr {
             Behind::Median => Accumulation::Median,
             Behind::None => Accumulation::None,
         };
-        self.common
-            .run("tyr", score, accumulation, Some(search), self.keep_search)
+        let way = Way {
+            local: Local {
+                score,
+                refit: !self.no_refit,
+                ..Local::default()
+            },
+            accumulation,
+            spread: Spread::Even,
+            search: Some(search),
+        };
+        self.common.run("tyr", way, self.keep_search)
     }
 }
 
 impl Uniform {
-    pub fn run(&self, score: Score) -> Result<String> {
-        let name = match score {
-            Score::Wanda => "wanda-sp",
-            _ => "obs",
+    pub fn run(&self, name: &'static str, score: Score, spread: Spread) -> Result<String> {
+        let way = Way {
+            local: Local {
+                score,
+                ..Local::default()
+            },
+            accumulation: Accumulation::default(),
+            spread,
+            search: None,
         };
-        self.common
-            .run(name, score, Accumulation::default(), None, false)
+        self.common.run(name, way, false)
     }
 }
 
@@ -198,15 +214,16 @@ struct Report {
     seconds: f64,
 }
 
+/// What tells the verbs apart.
+struct Way {
+    local: Local,
+    accumulation: Accumulation,
+    spread: Spread,
+    search: Option<SearchSettings>,
+}
+
 impl Common {
-    fn run(
-        &self,
-        kind: &'static str,
-        score: Score,
-        accumulation: Accumulation,
-        search: Option<SearchSettings>,
-        keep: bool,
-    ) -> Result<String> {
+    fn run(&self, kind: &'static str, way: Way, keep: bool) -> Result<String> {
         let started = Instant::now();
         let mut settings = match &self.recipe {
             Some(path) => self.read(path)?,
@@ -218,13 +235,11 @@ impl Common {
                     Heads::KvGroup => HeadMode::KvGroup,
                     Heads::Equal => HeadMode::Equal,
                 },
-                accumulation,
-                local: Local {
-                    score,
-                    ..Local::default()
-                },
+                accumulation: way.accumulation,
+                local: way.local,
+                spread: way.spread,
                 calibration: self.learn.calibration(64, self.seed),
-                search,
+                search: way.search,
                 widths: Default::default(),
             },
         };

@@ -4,7 +4,7 @@ use super::modules::{Axis, Module, residual};
 use crate::groups::sliced;
 use crate::{Error, Result};
 use lacuna::Model;
-use lacuna::model::{Node, Op, Weight};
+use lacuna::model::{Graph, Node, Op, Weight, Weights};
 use std::collections::{HashMap, HashSet};
 
 /// What is left of a module.
@@ -14,6 +14,8 @@ pub(crate) struct Left<'a> {
     pub kept: &'a [usize],
     /// The weight of the reader, its columns in their order; not used where none is left.
     pub weight: Weight,
+    /// Added to its outputs.
+    pub bias: Option<&'a [f32]>,
 }
 
 /// `model` with only what is left of some modules. Parts of a model will do.
@@ -35,8 +37,16 @@ pub(crate) fn compact(model: &Model, left: &[Left<'_>]) -> Result<Model> {
             let found = residual(model, node).filter(|_| module.optional);
             let (add, other) = found.ok_or_else(|| fault("something of it must stay"))?;
             let (name, other) = (add.name.clone(), add.inputs[other].clone());
+            let bias = one.bias.map(|values| {
+                let name = bias_name(&module.reader);
+                weights.insert(name.clone(), Weight::from_f32(&[values.len()], values));
+                name
+            });
             for n in graph.nodes.iter_mut().filter(|n| n.name == name) {
-                (n.op, n.inputs) = (Op::Identity, vec![other.clone()]);
+                (n.op, n.inputs) = match &bias {
+                    Some(bias) => (Op::Add, vec![other.clone(), bias.clone()]),
+                    None => (Op::Identity, vec![other.clone()]),
+                };
             }
             continue;
         }
@@ -99,6 +109,9 @@ pub(crate) fn compact(model: &Model, left: &[Left<'_>]) -> Result<Model> {
             let nodes = attentions(&node, &counts, query, width);
             graph.nodes.splice(at..=at, nodes);
         }
+        if let Some(values) = one.bias {
+            add_bias(&mut graph, &mut weights, module, values);
+        }
     }
     // What nothing reads any more goes.
     let mut needed: HashSet<String> = graph.outputs.iter().cloned().collect();
@@ -112,11 +125,57 @@ pub(crate) fn compact(model: &Model, left: &[Left<'_>]) -> Result<Model> {
     nodes.reverse();
     graph.nodes = nodes;
     weights.retain(|name, _| needed.contains(name));
-    let mut small = Model::new(graph, weights)?;
-    small.tokenizer = model.tokenizer.clone();
-    small.text = model.text.clone();
-    small.metadata = model.metadata.clone();
-    Ok(small)
+    rebuilt(model, graph, weights)
+}
+
+/// `model` with biases on the outputs of readers.
+///
+/// # Errors
+/// When a bias is not of the reader's outputs.
+pub(crate) fn biased<'a>(
+    model: &Model,
+    biases: impl Iterator<Item = (&'a Module, &'a [f32])>,
+) -> Result<Model> {
+    let (mut graph, mut weights) = (model.graph().clone(), model.weights().clone());
+    for (module, values) in biases {
+        add_bias(&mut graph, &mut weights, module, values);
+    }
+    rebuilt(model, graph, weights)
+}
+
+fn rebuilt(model: &Model, graph: Graph, weights: Weights) -> Result<Model> {
+    let mut new = Model::new(graph, weights)?;
+    new.tokenizer = model.tokenizer.clone();
+    new.text = model.text.clone();
+    new.metadata = model.metadata.clone();
+    Ok(new)
+}
+
+/// As stock checkpoints name it.
+fn bias_name(weight: &str) -> String {
+    format!("{}.bias", weight.strip_suffix(".weight").unwrap_or(weight))
+}
+
+/// An addition behind the node that reads a module.
+fn add_bias(graph: &mut Graph, weights: &mut Weights, module: &Module, values: &[f32]) {
+    let Some(at) = graph.nodes.iter().position(|n| n.name == module.node) else {
+        return;
+    };
+    let mut bias = bias_name(&module.reader);
+    while weights.contains_key(&bias) {
+        bias += "+";
+    }
+    weights.insert(bias.clone(), Weight::from_f32(&[values.len()], values));
+    let node = &mut graph.nodes[at];
+    let output = node.output.clone();
+    node.output += ".unbiased";
+    let add = Node {
+        name: format!("{}.bias", node.name),
+        op: Op::Add,
+        inputs: vec![node.output.clone(), bias],
+        output,
+    };
+    graph.nodes.insert(at + 1, add);
 }
 
 /// Attributes that count heads: of `[.., heads, width]` and `[.., heads * width]`.

@@ -82,6 +82,7 @@ pub(super) fn load(path: &Path, digest: &str, modules: usize) -> Option<Vec<Vec<
                 true => Some(file.weight(&name).ok()?),
                 false => None,
             },
+            bias: None,
             error,
             held_out,
         })

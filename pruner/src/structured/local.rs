@@ -21,12 +21,19 @@ pub enum Score {
     Paper,
     /// `‖x‖ Σ |w|` over the atom's channels; nothing makes up for what goes (Wanda-sp).
     Wanda,
+    /// `Σ (x - mean)² ‖w‖²` over the atom's channels; the mean of what goes becomes a bias (FLAP, arXiv 2312.11983).
+    Fluctuation,
 }
 
 impl Score {
     /// Whether what stays is fitted again.
     pub(crate) fn updates(self) -> bool {
-        self != Score::Wanda
+        !matches!(self, Score::Wanda | Score::Fluctuation)
+    }
+
+    /// Whether the mean of what goes is put back.
+    pub(crate) fn biases(self) -> bool {
+        self == Score::Fluctuation
     }
 }
 
@@ -70,7 +77,7 @@ pub(crate) struct Reader<'a> {
     pub weight: &'a Matrix,
     /// The damped second moments `H` of its inputs.
     pub gram: &'a Matrix,
-    /// `Σ x²` of each input, without damping.
+    /// `Σ x²` of each input, without damping; around the mean for [`Score::Fluctuation`].
     pub squares: &'a [f64],
     /// The inputs of each atom.
     pub atoms: &'a [Vec<usize>],
@@ -199,6 +206,9 @@ impl State<'_> {
                         let square = self.square(*p);
                         square.sqrt() * own(p).iter().map(|w| w.abs()).sum::<f64>()
                     })
+                    .sum()),
+                Score::Fluctuation => Ok((places.iter())
+                    .map(|p| self.square(*p) * dot(own(p), own(p)))
                     .sum()),
                 Score::Paper => {
                     let sum: f64 = (places.iter())

@@ -9,10 +9,12 @@ mod compact;
 mod evaluate;
 mod files;
 mod local;
+mod loss;
 mod modules;
 mod plan;
 mod search;
 mod settings;
+mod spread;
 mod supernet;
 mod surrogate;
 
@@ -20,6 +22,7 @@ pub use local::{Local, Score, Step};
 pub use modules::{HeadMode, Kind};
 pub use search::Evolution;
 pub use settings::{SearchSettings, Stage, Structured};
+pub use spread::Spread;
 pub use supernet::Accumulation;
 
 use crate::calibration::{Calibration, windows};
@@ -121,13 +124,17 @@ impl Structured {
         let mut rounds = Vec::new();
         let counts = match (&self.search, self.widths.is_empty()) {
             (_, false) => self.given(&net)?,
-            (None, true) => budget.uniform(&net)?,
+            (None, true) => match self.spread {
+                Spread::Even => budget.uniform(&net)?,
+                Spread::Ranked => spread::ranked(&net, &budget)?,
+                Spread::Blocks => spread::blocks(&net, &budget)?,
+            },
             (Some(search), true) => {
                 search.check()?;
                 self.find(search, &net, &budget, tokens, work, &mut rounds, tell)?
             }
         };
-        let exact = !self.widths.is_empty();
+        let exact = !self.widths.is_empty() || !self.spread.is_even();
         let (counts, rungs) = self.apply(&net, &budget, counts, exact, tell)?;
         let rungs: Vec<Rung> = rungs.into_iter().flatten().collect();
         let small = net.compact(model, rungs.iter().enumerate())?;
@@ -198,19 +205,17 @@ impl Structured {
         exact: bool,
         tell: &mut dyn FnMut(Event),
     ) -> Result<(Vec<usize>, Vec<Vec<Rung>>)> {
+        let accumulation = match self.spread.is_even() {
+            true => Accumulation::Expectation,
+            false => Accumulation::None,
+        };
         // Which heads go decides which keys do, so that a second look is needed at times.
         let mut attempt = 0;
         loop {
             let ladders = plan::single(&counts);
-            let rungs = net.supernet(
-                &ladders,
-                &self.local,
-                Accumulation::Expectation,
-                None,
-                &mut |p| {
-                    tell(Event::Progress(p));
-                },
-            )?;
+            let rungs = net.supernet(&ladders, &self.local, accumulation, None, &mut |p| {
+                tell(Event::Progress(p));
+            })?;
             let found = net.parameters(rungs.iter().map(|r| &r[0]));
             if exact || attempt == 2 || budget.is_near(found) {
                 return Ok((counts, rungs));

@@ -136,6 +136,17 @@ impl Budget {
         levels
     }
 
+    /// Refuses what is further from the target than results of one sparsity may be.
+    ///
+    /// # Errors
+    /// When it is.
+    pub fn near(&self, parameters: usize) -> Result<()> {
+        match parameters.abs_diff(self.target) <= self.slack {
+            true => Ok(()),
+            false => Err(self.refuse(parameters)),
+        }
+    }
+
     fn refuse(&self, found: usize) -> Error {
         Error::Channels(format!(
             "{} of {} parameters are to be left; heads and neurons leave {found}",
@@ -168,7 +179,7 @@ fn grain(m: &Module) -> usize {
 }
 
 /// The fewest atoms of a module.
-fn least(m: &Module) -> usize {
+pub(super) fn least(m: &Module) -> usize {
     match m.optional {
         true => 0,
         false => m.grain(),

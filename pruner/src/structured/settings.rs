@@ -1,6 +1,6 @@
 //! What decides the result of a run, as TOML.
 
-use super::{Accumulation, Evolution, HeadMode, Local, digest};
+use super::{Accumulation, Evolution, HeadMode, Local, Spread, digest};
 use crate::{Calibration, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,13 +25,16 @@ pub struct Structured {
     /// How a matrix loses its inputs.
     #[serde(default)]
     pub local: Local,
+    /// How widths are told where none are given or looked for.
+    #[serde(default, skip_serializing_if = "Spread::is_even")]
+    pub spread: Spread,
     /// The text that the model is pruned on.
     pub calibration: Calibration,
-    /// How widths are looked for; without, they are the same everywhere.
+    /// How widths are looked for; without, `spread` tells them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search: Option<SearchSettings>,
-    /// Heads or neurons that are left, by the name of the weight that reads them; found by a search, or the same
-    /// everywhere, where there are none.
+    /// Heads or neurons that are left, by the name of the weight that reads them; told by a search
+    /// or by `spread` where there are none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub widths: BTreeMap<String, usize>,
 }

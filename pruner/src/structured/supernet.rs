@@ -1,8 +1,9 @@
 //! Every module at several widths, on disk, and the same modules at one width each.
 
-use super::compact::{Left, compact};
+use super::compact::{Left, biased, compact};
 use super::files::{load, store};
 use super::local::{Local, Reader, levels};
+use super::loss::{Lost, image};
 use super::modules::{HeadMode, Kind, Module, modules};
 use crate::calibration::{Blocks, Calibration, Gram, Moments, States, Taps, windows};
 use crate::matrix::Matrix;
@@ -46,6 +47,8 @@ pub(crate) struct Rung {
     pub kept: Vec<usize>,
     /// The reader's weight over them; none where all or none are left.
     pub weight: Option<Weight>,
+    /// What is added to the reader's outputs for what went. Rungs of a supernet have none.
+    pub bias: Option<Vec<f32>>,
     /// `‖X (W - Ŵ)ᵀ‖² / ‖X Wᵀ‖²` on the windows that it was fitted on, and on those held out.
     pub error: f64,
     pub held_out: Option<f64>,
@@ -117,6 +120,38 @@ impl<'m> Net<'m> {
         found.unwrap_or(&self.layers[0])
     }
 
+    /// The values of the weight that reads a module.
+    pub fn dense(&self, module: usize) -> Matrix {
+        Matrix::of(self.layer(module).weight)
+    }
+
+    /// Runs the model as it was, and shows each block: its modules and the indices of their inputs, the states before and
+    /// after it, and the sums of squares of the inputs.
+    pub fn watch(
+        &self,
+        look: &mut dyn FnMut(&[(usize, usize)], &[Vec<f32>], &States, &Taps),
+    ) -> Result<()> {
+        let mut states = self.states()?;
+        for (block, members) in self.blocks.blocks.iter().zip(&self.members) {
+            let before = states.windows().to_vec();
+            let taps = states.collect(block, self.model, false, true)?;
+            look(members, &before, &states, &taps);
+            for &(m, _) in members {
+                self.layer(m).weight.release();
+            }
+        }
+        Ok(())
+    }
+
+    fn states(&self) -> Result<States> {
+        States::new(
+            &self.blocks.before,
+            self.model,
+            &self.windows,
+            self.settings.windows,
+        )
+    }
+
     /// Parameters of the modules with these rungs.
     pub fn parameters<'r>(&self, rungs: impl Iterator<Item = &'r Rung>) -> usize {
         let pairs = self.modules.iter().zip(rungs);
@@ -147,12 +182,7 @@ impl<'m> Net<'m> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Vec<Rung>>> {
         let digest = super::digest(&(&self.digest, ladders, local, accumulation, &self.settings))?;
-        let mut states = States::new(
-            &self.blocks.before,
-            self.model,
-            &self.windows,
-            self.settings.windows,
-        )?;
+        let mut states = self.states()?;
         let mut pruned = self.model.clone();
         let mut all: Vec<Vec<Rung>> = vec![Vec::new(); self.modules.len()];
         let count = self.blocks.blocks.len();
@@ -225,12 +255,16 @@ impl<'m> Net<'m> {
         let refuse = |what: String| Gram::refuse(layer.name, format!("input `{name}`: {what}"));
         let gram = Gram::new(&taps.fitted[input], self.settings.damping).map_err(refuse)?;
         let dense = Matrix::of(layer.weight);
+        let spreads = taps.fitted[input].spreads();
         let atoms = one.atom_inputs();
         // The classes of atoms are those of heads: bundles have none.
         let reader = Reader {
             weight: &dense.transposed(),
             gram: gram.damped().map_err(refuse)?,
-            squares: gram.diagonal(),
+            squares: match local.score.biases() {
+                true => &spreads,
+                false => gram.diagonal(),
+            },
             atoms: &atoms,
             classes: one.classes.as_deref(),
         };
@@ -244,10 +278,12 @@ impl<'m> Net<'m> {
             }
             rounds => rounds,
         };
-        let held_out = &taps.held_out[input];
-        let square = (held_out.tokens() > 0)
-            .then(|| Moments::square(held_out))
-            .flatten();
+        let (fitted, held_out) = (&taps.fitted[input], &taps.held_out[input]);
+        let lost = |m: &Moments| (m.tokens() > 0).then(|| Lost::new(m, &dense)).flatten();
+        let (on_held_out, on_fitted) = (
+            lost(held_out),
+            lost(fitted).filter(|_| local.score.biases()),
+        );
         let made = levels(&reader, counts, local, step).map_err(refuse)?;
         made.into_iter()
             .map(|level| {
@@ -255,21 +291,24 @@ impl<'m> Net<'m> {
                 let columns: Vec<usize> =
                     kept.iter().flat_map(|&k| one.inputs[k].clone()).collect();
                 let stored = level.weight.to_stored(layer)?;
-                let held_out = square.as_ref().map(|square| {
-                    let mut gap = dense.clone();
-                    let rows = gap.data.chunks_exact_mut(gap.cols);
-                    for (row, left) in rows.zip(level.weight.data.chunks(columns.len().max(1))) {
-                        columns.iter().zip(left).for_each(|(&c, v)| row[c] -= v);
-                    }
-                    let energy = crate::calibration::energy;
-                    energy(&gap, square) / energy(&dense, square).max(f64::MIN_POSITIVE)
-                });
+                let mut gap = dense.clone();
+                let rows = gap.data.chunks_exact_mut(gap.cols);
+                for (row, left) in rows.zip(level.weight.data.chunks(columns.len().max(1))) {
+                    columns.iter().zip(left).for_each(|(&c, v)| row[c] -= v);
+                }
+                let biased = local.score.biases() && kept.len() < one.units;
+                let bias = biased.then(|| image(&gap, &fitted.means()));
                 let partly = !kept.is_empty() && kept.len() < one.units;
+                let error = match (&bias, &on_fitted) {
+                    (Some(bias), Some(lost)) => lost.share(&gap, Some(bias)),
+                    _ => level.error,
+                };
                 Ok(Rung {
                     kept,
                     weight: partly.then_some(stored),
-                    error: level.error,
-                    held_out,
+                    held_out: on_held_out.as_ref().map(|l| l.share(&gap, bias.as_deref())),
+                    bias: bias.map(|b| b.into_iter().map(|v| v as f32).collect()),
+                    error,
                 })
             })
             .collect()
@@ -338,7 +377,9 @@ impl<'m> Net<'m> {
             let weight = self.mean(m, one, &whole, Accumulation::Expectation)?;
             masked.set_weight(&self.modules[m].reader, weight)?;
         }
-        Ok(masked)
+        let biases = rungs.iter().zip(&self.modules);
+        let biases = biases.filter_map(|(r, m)| Some((m, r.bias.as_deref()?)));
+        biased(&masked, biases)
     }
 
     /// `part`, the model or some of its blocks, with these modules at these levels.
@@ -353,6 +394,7 @@ impl<'m> Net<'m> {
                 module: &self.modules[m],
                 kept: &rung.kept,
                 weight: self.weight(m, rung),
+                bias: rung.bias.as_deref(),
             })
             .collect();
         compact(part, &left)
