@@ -18,8 +18,8 @@ pub enum Spread {
     /// The lowest of all heads and neurons by [`Fluctuation`](super::Score::Fluctuation), standardised within each module
     /// (FLAP, arXiv 2312.11983).
     Ranked,
-    /// Whole blocks, those that change the direction of the states least first (ShortGPT, arXiv 2403.03853); of the last an
-    /// attention or an MLP alone where that comes nearer.
+    /// Whole blocks, those that change the direction of the states least first (ShortGPT, arXiv 2403.03853); of the last ones
+    /// an attention or an MLP alone where that comes nearer.
     Blocks,
 }
 
@@ -168,7 +168,7 @@ pub(super) fn blocks(net: &Net<'_>, budget: &Budget) -> Result<Vec<usize>> {
         };
         left -= size(&way);
         way.iter().for_each(|&m| counts[m] = 0);
-        if way.len() < members.len() {
+        if way.is_empty() {
             break;
         }
     }
