@@ -451,6 +451,7 @@ fn classifier(model: &Model) -> TaskSettings {
         labels: Some("labels".into()),
         weight: 1.0,
         ignore: None,
+        anchors: Vec::new(),
         metric: None,
     }
 }
