@@ -146,7 +146,7 @@ struct Alone<'a> {
 impl Alone<'_> {
     fn groups(&self) -> usize {
         match self.node.op {
-            Op::Conv { groups, .. } => groups,
+            Op::Conv { groups, .. } | Op::ConvTranspose { groups, .. } => groups,
             _ => 1,
         }
     }
@@ -155,6 +155,7 @@ impl Alone<'_> {
     fn depth(&self) -> (usize, usize) {
         match self.node.op {
             Op::Conv { .. } => (1, 1),
+            Op::ConvTranspose { .. } => (0, 1),
             Op::Gemm {
                 trans_a, trans_b, ..
             } => (usize::from(trans_b), usize::from(!trans_a)),
@@ -187,6 +188,10 @@ impl Alone<'_> {
             Op::Conv { groups, .. } if *groups > 1 => {
                 *groups = sizes[0] / per_group.max(1);
                 read[1] = *groups * sizes[1];
+            }
+            Op::ConvTranspose { groups, .. } if *groups > 1 => {
+                *groups = sizes[0] / per_group.max(1);
+                read[1] = sizes[0];
             }
             _ => {
                 let (axis, own) = self.depth();

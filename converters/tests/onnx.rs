@@ -462,8 +462,8 @@ fn refusals_name_the_node_the_operator_and_what_is_supported() {
     let pool = |a| node("MaxPool", &["x"], "y", a);
     let mut other_domain = node("Gelu", &["x"], "y", vec![]);
     other_domain.domain = "com.microsoft".into();
-    let mut named = node("Erf", &["x"], "y", vec![]);
-    named.name = "my erf".into();
+    let mut named = node("Celu", &["x"], "y", vec![]);
+    named.name = "my celu".into();
     let mut no_opset = relu(&[1]);
     no_opset.opset_import[0].version = 6;
     let mut shapeless = relu(&[1]);
@@ -504,7 +504,7 @@ fn refusals_name_the_node_the_operator_and_what_is_supported() {
         (
             one(named),
             &[
-                "`my erf` (Erf)",
+                "`my celu` (Celu)",
                 "not supported; supported: Add, Attention, AveragePool",
             ],
         ),

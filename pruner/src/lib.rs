@@ -25,6 +25,7 @@
 pub mod allocator;
 mod calibrated;
 pub mod calibration;
+mod channels;
 pub mod data;
 mod error;
 pub mod eval;
@@ -53,6 +54,7 @@ mod write;
 pub use allocator::{Allocation, Allocator, Budget, FloorMode, Ties};
 pub use calibrated::{Calibrated, LayerError, Progress};
 pub use calibration::{Calibration, Prefix};
+pub use channels::{ChannelRecipe, ChannelSettings};
 pub use error::{Error, Result};
 pub use factors::{CutPair, cut};
 pub use layer::Layer;

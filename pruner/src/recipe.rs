@@ -19,7 +19,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// The version of the recipe format.
-const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// Everything that decides the bytes of a run's output, given its input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -182,6 +182,24 @@ impl RefinerName {
     }
 }
 
+/// Reads what a recipe is, of this version.
+pub(crate) fn parse<R: for<'de> Deserialize<'de>>(text: &str, schema: fn(&R) -> u32) -> Result<R> {
+    let recipe: R =
+        toml::from_str(text).map_err(|e| Error::Recipe(e.to_string().trim_end().to_owned()))?;
+    match schema(&recipe) {
+        SCHEMA => Ok(recipe),
+        other => Err(Error::Recipe(format!(
+            "schema {other}, this version reads schema {SCHEMA}"
+        ))),
+    }
+}
+
+/// In lower-case hex.
+pub(crate) fn sha256(text: &str) -> String {
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// A pruned model and the plan that made it.
 #[derive(Clone, Debug)]
 pub struct Pruned {
@@ -216,14 +234,7 @@ impl Recipe {
 
     /// Reads a recipe. Unknown keys and other versions are refused.
     pub fn from_toml(text: &str) -> Result<Recipe> {
-        let recipe: Recipe =
-            toml::from_str(text).map_err(|e| Error::Recipe(e.to_string().trim_end().to_owned()))?;
-        if recipe.schema != SCHEMA {
-            return Err(Error::Recipe(format!(
-                "schema {}, this version reads schema {SCHEMA}",
-                recipe.schema
-            )));
-        }
+        let recipe: Recipe = parse(text, |r: &Recipe| r.schema)?;
         recipe.sigma(0)?;
         recipe.check()?;
         Ok(recipe)
@@ -245,8 +256,7 @@ impl Recipe {
             train: self.train.as_ref().map(TrainSettings::anywhere),
             ..self.clone()
         };
-        let digest = Sha256::digest(recipe.to_toml().as_bytes());
-        digest.iter().map(|b| format!("{b:02x}")).collect()
+        sha256(&recipe.to_toml())
     }
 
     /// What [`Recipe::run`] would do to `model`.

@@ -272,17 +272,22 @@ fn layer(model: &Model, shapes: &Shapes, name: &str, first: &Node, stored: Store
     }
 }
 
-/// Multiply-accumulates of one node: output elements times the length of the sum behind each.
+/// Multiply-accumulates of one node: output elements times the length of the sum behind each; of a transposed convolution
+/// input elements times the products of each, those that fall on padding included.
 pub(crate) fn macs(node: &Node, weight: &Weight, shapes: &Shapes) -> u64 {
-    let outputs = shapes.get(&node.output).map_or(0, |shape| {
-        shape
-            .iter()
-            .map(|d| match d {
+    let elements = |name: &String| {
+        shapes.get(name).map_or(0, |shape| {
+            let size = |d: &Dim| match d {
                 Dim::Fixed(n) => *n as u64,
                 Dim::Symbol(_) => 1,
-            })
-            .product::<u64>()
-    });
+            };
+            shape.iter().map(size).product::<u64>()
+        })
+    };
+    let counted = match node.op {
+        Op::ConvTranspose { .. } => node.inputs.first().map_or(0, elements),
+        _ => elements(&node.output),
+    };
     let shape = weight.shape();
     let (last, last_but_one) = match shape {
         [.., b, a] => (*a, *b),
@@ -290,7 +295,7 @@ pub(crate) fn macs(node: &Node, weight: &Weight, shapes: &Shapes) -> u64 {
         [] => (1, 1),
     };
     let depth = match node.op {
-        Op::Conv { .. } => shape.iter().skip(1).product(),
+        Op::Conv { .. } | Op::ConvTranspose { .. } => shape.iter().skip(1).product(),
         Op::Gemm { trans_b, .. } | Op::MatMul { trans_b } => {
             if trans_b {
                 last
@@ -300,5 +305,5 @@ pub(crate) fn macs(node: &Node, weight: &Weight, shapes: &Shapes) -> u64 {
         }
         _ => 0,
     };
-    outputs.saturating_mul(depth as u64)
+    counted.saturating_mul(depth as u64)
 }

@@ -164,6 +164,7 @@ fn nets(seed: u64) -> Vec<Model> {
         nets::mobilenet(seed),
         nets::detector(seed),
         nets::unet(seed),
+        nets::transposed(seed),
         nets::vgg(seed),
         nets::transformer(seed),
     ]
@@ -234,6 +235,23 @@ fn concatenations_are_offsets() {
         .find(|m| m.weight == "2.narrow.conv.weight")
         .unwrap();
     assert_eq!((read.indices(0), read.indices(4)), (&[13][..], &[17][..]));
+}
+
+#[test]
+fn transposed_convolutions_read_by_their_first_axis() {
+    let model = nets::transposed(1);
+    let groups = Groups::of(&model).unwrap();
+    let made = group(&groups, "up.weight");
+    assert_eq!((made.units, touches(made, "up.weight", 1)), (7, 1));
+    assert_eq!(touches(made, "c.conv.weight", 1), 1);
+    let read = group(&groups, "b.conv.weight");
+    assert_eq!((read.units, touches(read, "up.weight", 0)), (9, 1));
+    // Two groups of four inputs and three outputs.
+    let whole = group(&groups, "groups.weight");
+    assert_eq!((whole.units, touches(whole, "c.conv.weight", 0)), (2, 4));
+    assert_eq!(touches(whole, "mix.weight", 1), 3);
+    let single = group(&groups, "single.weight");
+    assert_eq!((single.units, touches(single, "mix.weight", 0)), (6, 1));
 }
 
 #[test]

@@ -53,6 +53,7 @@ fn full() -> Sources {
             json!({"schema": 1, "layers": [timed("a.node", Some(1.0)), timed("b.node", None)]})
                 .to_string(),
         ),
+        latency_before: None,
         eval_before: Some(json!({"schema": 1, "top1": 0.9, "samples": 100}).to_string()),
         eval_after: Some(json!({"schema": 1, "top1": 0.88, "samples": 100}).to_string()),
     }
@@ -160,6 +161,46 @@ fn the_epochs_of_a_training_are_in_its_sidecar() {
     // Metrics that are given go first.
     let line = json!({"epoch": 3, "test_accuracy": 0.25}).to_string();
     assert!(page(Some(&line)).contains("after epoch 3"));
+}
+
+#[test]
+fn a_cut_shows_its_groups_and_its_tasks_over_rounds() {
+    let mut report: Value = serde_json::from_str(&sidecar(&[("a", 400, 400, false)])).unwrap();
+    report.as_object_mut().unwrap().remove("plan");
+    report["kind"] = "channels".into();
+    report["groups"] = json!([{"name": "a<b", "units": 40, "removed": 10}, {"name": "b", "units": 8, "removed": 0}]);
+    let page = |report: &Value, before: Option<f64>| {
+        let timed = |ms: f64| {
+            json!({"schema": 1, "layers": [{"node": "a.node", "kernel": "dense", "ms": ms, "dense_ms": ms}]}).to_string()
+        };
+        let sources = Sources {
+            sidecar: report.to_string(),
+            latency: before.map(|_| timed(2.0)),
+            latency_before: before.map(timed),
+            ..Sources::default()
+        };
+        html(&sources).unwrap()
+    };
+    let own = page(&report, None);
+    assert_eq!(tags(&own)["svg"], 1);
+    assert!(own.contains("a&lt;b") && own.contains("30 of 40, 75.00 %"));
+    assert!(!own.contains("zeros in the prunable layers"));
+    // Twice as slow before.
+    let timed = page(&report, Some(4.0));
+    assert!(timed.contains("2.00×") && timed.contains("4.000 to 2.000 ms"));
+    report["kind"] = "pagcp".into();
+    report["tasks"] = json!(["upper", "<depth>"]);
+    report["metrics"] = json!(["top1", "rmse"]);
+    let round = |left: f64, top1: f64| {
+        json!({"left_after": left, "losses_before": [0.5, 2.0], "losses_cut": [0.7, 3.0], "losses_after": [0.6, 2.5],
+            "metrics": [[0.9, 1.5], [top1, 1.75], [0.85, 1.625]]})
+    };
+    report["rounds"] = json!([round(0.7, 0.8), round(0.4, 0.75)]);
+    let own = page(&report, None);
+    assert_eq!((tags(&own)["svg"], tags(&own)["table"]), (3, 2));
+    for part in ["&lt;depth&gt;, rmse", "75.00 %", "1.6250", "40.00 %"] {
+        assert!(own.contains(part), "{part}");
+    }
 }
 
 #[test]

@@ -138,6 +138,37 @@ impl Builder {
         self.push(op, &[&weight, &bias]);
     }
 
+    fn conv_transpose(&mut self) {
+        let sizes = self.sizes();
+        if sizes[1] * sizes[2] > 200 {
+            return;
+        }
+        let c = sizes[0];
+        let groups = match self.dice.below(4) {
+            0 => c,
+            1 if c.is_multiple_of(2) => 2,
+            _ => 1,
+        };
+        let own = match groups {
+            1 => 1 + self.dice.below(9),
+            _ => 1 + self.dice.below(2),
+        };
+        let kernel = self.dice.pick(&[[2, 2], [3, 3], [4, 4], [1, 3]]);
+        let mut side = |i: usize| self.dice.below(kernel[i]);
+        let pads = [side(0), side(1), side(0), side(1)];
+        let op = Op::ConvTranspose {
+            strides: self.dice.pick(&[[2, 2], [2, 2], [1, 1], [2, 1], [3, 2]]),
+            pads: self.dice.pick(&[[0; 4], pads]),
+            output_padding: self.dice.pick(&[[0, 0], [1, 1], [0, 1]]),
+            dilations: self.dice.pick(&[[1, 1], [1, 1], [2, 1], [2, 3]]),
+            groups,
+        };
+        let weight = self.weight(&[c, own, kernel[0], kernel[1]]);
+        let bias = self.vector(own * groups, -0.5, 0.5);
+        let bias = self.dice.pick(&["", &bias]).to_owned();
+        self.push(op, &[&weight, &bias]);
+    }
+
     fn batch_norm(&mut self) {
         let c = self.sizes()[0];
         let parameters = [
@@ -194,8 +225,9 @@ impl Builder {
 
     fn activation(&mut self) {
         let (min, max) = (Some(-0.4), Some(0.6));
-        let op = match self.dice.below(10) {
+        let op = match self.dice.below(11) {
             0..3 => Op::Relu,
+            9 => Op::Erf,
             3 => Op::Clip { min, max },
             4 => Op::Clip { min, max: None },
             5 => Op::LeakyRelu { alpha: 0.2 },
@@ -340,10 +372,13 @@ impl Builder {
 
     fn model(mut self, layers: usize) -> Model {
         for _ in 0..layers {
-            match self.dice.below(11) {
-                0..3 => {
+            match self.dice.below(12) {
+                n @ (0..3 | 11) => {
                     let channels = 1 + self.dice.below(14);
-                    self.conv(channels);
+                    match n {
+                        11 => self.conv_transpose(),
+                        _ => self.conv(channels),
+                    }
                     if self.dice.below(2) == 0 {
                         self.batch_norm();
                     }

@@ -6,7 +6,7 @@ use super::ints::Ints;
 use super::proto::{GraphProto, NodeProto, SparseTensorProto, TensorProto};
 use super::tensor::Reader;
 use super::value::{Constant, Value};
-use super::{axes, fold, ops};
+use super::{activations, axes, fold, ops};
 use lacuna::DType;
 use lacuna::Error as ModelError;
 use lacuna::model::{Dim, Graph, Input, Node, Op, Symbols, Weight, Weights, infer_shapes};
@@ -29,6 +29,8 @@ pub(super) struct Converter<'a> {
     taken: HashSet<String>,
     node_names: HashSet<String>,
     nodes: Vec<Node>,
+    /// Axes of every value that is computed.
+    ranks: HashMap<String, usize>,
     weights: Weights,
     /// The names under which constants became weights.
     weight_names: HashMap<(String, bool), String>,
@@ -66,6 +68,7 @@ impl<'a> Converter<'a> {
                 .collect(),
             node_names: HashSet::new(),
             nodes: Vec::new(),
+            ranks: HashMap::new(),
             weights: Weights::new(),
             weight_names: HashMap::new(),
             matrices: HashMap::new(),
@@ -80,6 +83,7 @@ impl<'a> Converter<'a> {
     /// Makes an input known.
     pub fn input(&mut self, input: &Input) -> Result<(), String> {
         check_sizes(&input.shape)?;
+        self.ranks.insert(input.name.clone(), input.shape.len());
         let value = Value::Tensor {
             name: input.name.clone(),
             shape: input.shape.clone(),
@@ -246,6 +250,7 @@ impl<'a> Converter<'a> {
         }
         let shapes: Vec<Vec<Dim>> = inputs.iter().map(|v| v.shape()).collect();
         let shape = infer(&op, &shapes)?;
+        self.ranks.insert(output.clone(), shape.len());
         let mut names = Vec::with_capacity(inputs.len());
         for (i, value) in inputs.iter().enumerate() {
             names.push(match value {
@@ -336,6 +341,7 @@ impl<'a> Converter<'a> {
                 None => return Err(format!("output `{output}` is computed by no node")),
             }
         }
+        activations::fuse(&mut self.nodes, &self.weights, &self.ranks);
         let mut needed: HashSet<String> = outputs.iter().cloned().collect();
         let mut nodes = Vec::with_capacity(self.nodes.len());
         for node in self.nodes.into_iter().rev() {

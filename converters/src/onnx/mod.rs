@@ -5,6 +5,7 @@
 //! `[outputs, inputs]` when it is a constant. Inputs of FLOAT16 and BFLOAT16 become f32 like
 //! everything that a run computes; those of INT64 stay integers, and index a `Gather`.
 
+mod activations;
 mod attrs;
 mod axes;
 mod call;

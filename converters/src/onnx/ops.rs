@@ -5,10 +5,10 @@ use super::convert::Converter;
 use super::fold::Arithmetic;
 use super::value::Value;
 use super::{axes, constants, fold, language};
-use lacuna::model::{Dim, Op, PadMode, Window};
+use lacuna::model::{Dim, Op, PadMode, Padding, Window};
 
 /// The operators that are computed at run time.
-pub(super) const COMPUTED: [&str; 44] = [
+pub(super) const COMPUTED: [&str; 47] = [
     "Add",
     "Attention",
     "AveragePool",
@@ -16,8 +16,10 @@ pub(super) const COMPUTED: [&str; 44] = [
     "Clip",
     "Concat",
     "Conv",
+    "ConvTranspose",
     "Div",
     "Dropout",
+    "Erf",
     "Flatten",
     "Gather",
     "Gelu",
@@ -35,6 +37,7 @@ pub(super) const COMPUTED: [&str; 44] = [
     "Mul",
     "PRelu",
     "Pad",
+    "Pow",
     "RMSNormalization",
     "ReduceMean",
     "Relu",
@@ -72,6 +75,7 @@ type Converted = Result<Value, String>;
 pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
     match call.op {
         "Conv" => conv(c, call),
+        "ConvTranspose" => conv_transpose(c, call),
         "BatchNormalization" => batch_norm(c, call),
         "InstanceNormalization" => {
             call.attrs.ignore(&["consumed_inputs"]);
@@ -85,6 +89,8 @@ pub(super) fn convert(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
         "Relu" => unary(c, call, Op::Relu),
         "Sigmoid" => unary(c, call, Op::Sigmoid),
         "Tanh" => unary(c, call, Op::Tanh),
+        "Erf" => unary(c, call, Op::Erf),
+        "Pow" => power(c, call),
         "HardSwish" => unary(c, call, Op::HardSwish),
         "LeakyRelu" => {
             let alpha = call.attrs.float("alpha")?.unwrap_or(0.01);
@@ -183,8 +189,24 @@ fn conv(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
     let strides = call.pair("strides")?;
     let dilations = call.pair("dilations")?;
     let padding = call.padding()?;
+    let groups = groups(call)?;
+    kernel(call)?;
+    let op = Op::Conv {
+        strides,
+        padding,
+        dilations,
+        groups,
+    };
+    over_weights(c, call, op)
+}
+
+fn groups(call: &mut Call<'_>) -> Result<usize, String> {
     let groups = call.attrs.int("group")?.unwrap_or(1);
-    let groups = usize::try_from(groups).map_err(|_| format!("group {groups}"))?;
+    usize::try_from(groups).map_err(|_| format!("group {groups}"))
+}
+
+/// Height and width of a convolution's weight.
+fn kernel(call: &mut Call<'_>) -> Result<[usize; 2], String> {
     let kernel = call.attrs.ints("kernel_shape")?;
     let shape = call.weight(1)?.weight.shape();
     let [_, _, height, width] = *shape else {
@@ -192,23 +214,103 @@ fn conv(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
             "a weight of shape {shape:?}; only convolutions over two spatial axes are supported"
         ));
     };
-    if let Some(kernel) = kernel
-        && two(kernel)? != [height, width]
-    {
-        return Err(format!("kernel_shape {kernel:?}, the weight is {shape:?}"));
+    match kernel {
+        Some(kernel) if two(kernel)? != [height, width] => {
+            Err(format!("kernel_shape {kernel:?}, the weight is {shape:?}"))
+        }
+        _ => Ok([height, width]),
     }
-    let op = Op::Conv {
-        strides,
-        padding,
-        dilations,
-        groups,
-    };
+}
+
+/// The node of a convolution, whose weight and bias are constants.
+fn over_weights(c: &mut Converter<'_>, call: &Call<'_>, op: Op) -> Converted {
     let mut inputs = vec![call.input(0)?, call.input(1)?];
     if call.optional(2).is_some() {
         call.weight(2)?;
         inputs.push(call.input(2)?);
     }
     c.emit(call, op, &inputs)
+}
+
+/// Padding that is to come to a size, `output_shape` or the input's times the stride, is worked out here.
+fn conv_transpose(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
+    call.at_most(3)?;
+    let strides = call.pair("strides")?;
+    let dilations = call.pair("dilations")?;
+    let padding = call.padding()?;
+    let groups = groups(call)?;
+    let kernel = kernel(call)?;
+    let two_of = |list: Option<&[i64]>| list.map(two).transpose();
+    let mut output_padding = two_of(call.attrs.ints("output_padding")?)
+        .map_err(|e| format!("output_padding {e}"))?
+        .unwrap_or([0; 2]);
+    let wanted = match call.attrs.ints("output_shape")? {
+        // Older files have batch and channels too.
+        Some([_, _, rest @ ..]) if rest.len() == 2 => Some(two(rest)?),
+        list => two_of(list).map_err(|e| format!("output_shape {e}"))?,
+    };
+    let mut pads = match padding {
+        Padding::Explicit(pads) => pads,
+        Padding::SameUpper | Padding::SameLower => [0; 4],
+    };
+    let same = !matches!(padding, Padding::Explicit(_));
+    if wanted.is_some() || same {
+        let shape = call.input(0)?.shape();
+        for i in 0..2 {
+            let beyond = |what: &str| format!("{what} are beyond what is supported");
+            let over = |a: usize, b: usize| a.checked_mul(b).ok_or_else(|| beyond("its sizes"));
+            let extent = over(kernel[i].saturating_sub(1), dilations[i])?.saturating_add(1);
+            let extent = extent.saturating_add(output_padding[i]);
+            // What the output is larger by than the input times the stride, but for the padding.
+            let (have, want) = match wanted {
+                None => (extent.max(strides[i]), strides[i]),
+                Some(want) => match shape.get(2 + i) {
+                    Some(Dim::Fixed(n)) => {
+                        let steps = over(n.saturating_sub(1), strides[i])?;
+                        (steps.saturating_add(extent), want[i])
+                    }
+                    _ => {
+                        return Err("output_shape, and an input of a size that is not known".into());
+                    }
+                },
+            };
+            let total = have.saturating_sub(want);
+            output_padding[i] = output_padding[i].saturating_add(want.saturating_sub(have));
+            let (small, large) = (total / 2, total - total / 2);
+            (pads[i], pads[i + 2]) = match padding {
+                Padding::SameUpper => (small, large),
+                _ => (large, small),
+            };
+        }
+    }
+    let op = Op::ConvTranspose {
+        strides,
+        pads,
+        output_padding,
+        dilations,
+        groups,
+    };
+    over_weights(c, call, op)
+}
+
+/// A small whole power, as products.
+fn power(c: &mut Converter<'_>, call: &mut Call<'_>) -> Converted {
+    call.at_most(2)?;
+    let exponent = match call.input(1)? {
+        Value::Ints(n) if n.items.len() == 1 => n.known().map(|n| n[0] as f32),
+        _ => call.scalar(1)?,
+    };
+    let x = call.input(0)?;
+    match exponent {
+        Some(1.0) => Ok(x.clone()),
+        Some(2.0) => c.emit(call, Op::Mul, &[x, x]),
+        Some(3.0) => {
+            let square = c.emit_step(call, "square", Op::Mul, &[x, x])?;
+            c.emit(call, Op::Mul, &[&square, x])
+        }
+        Some(n) => Err(format!("a power of {n}; supported: 1, 2, 3")),
+        None => Err("an exponent that is no single known number".into()),
+    }
 }
 
 fn window(call: &mut Call<'_>) -> Result<Window, String> {

@@ -1,15 +1,14 @@
 //! `prune channels`.
 
+use super::Source;
+use super::cuts::{By, Cut, CutJob, Line};
 use super::groups::LimitFlags;
-use super::outcome::sidecar;
 use super::text::{self, Align, Table};
-use super::{Source, file_bytes, json, write_text};
+use super::train::Effort;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use lacuna::Model;
-use lacuna::model::Symbols;
-use lacuna_prune::groups::{ChannelPlan, Criterion, Groups, Leftover, Scope, Target};
-use lacuna_prune::report::{MAC_CONVENTION, Totals, report};
+use lacuna_prune::ChannelSettings;
+use lacuna_prune::groups::{Groups, Leftover, Scope, Target};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -43,22 +42,15 @@ pub struct Channels {
     /// The Lacuna file to write
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
+    /// Write the recipe, for `prune run`; its SHA-256 is the one that the output carries
+    #[arg(long, value_name = "FILE")]
+    emit_recipe: Option<PathBuf>,
     /// Say what would happen and write no model
     #[arg(long, conflicts_with = "output")]
     dry_run: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum By {
-    /// Mean magnitude of the weights that make a unit
-    L1,
-    /// Root of their mean square
-    L2,
-    /// Squares of the weights that make and that read it, relative to the group (DepGraph)
-    GroupNorm,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -69,40 +61,13 @@ enum Among {
     Global,
 }
 
+/// What this method has to say.
 #[derive(Serialize)]
-struct Report {
-    kind: &'static str,
-    tool: &'static str,
-    input: PathBuf,
-    input_sha256: Option<String>,
-    output: Option<PathBuf>,
-    dry_run: bool,
-    criterion: Criterion,
-    scope: Scope,
-    target: Target,
-    mac_convention: &'static str,
-    groups: Vec<Line>,
-    before: State,
-    after: State,
+struct Own {
     /// Nodes whose bias took constants of removed channels.
     folded: Vec<String>,
     /// Nodes that lost constants.
     leftovers: Vec<Leftover>,
-}
-
-#[derive(Serialize)]
-struct Line {
-    group: usize,
-    name: String,
-    units: usize,
-    removed: usize,
-}
-
-#[derive(Serialize)]
-struct State {
-    #[serde(flatten)]
-    totals: Totals,
-    file_bytes: Option<u64>,
 }
 
 impl Channels {
@@ -112,125 +77,89 @@ impl Channels {
             (None, Some(share)) => Target::Parameters(share),
             _ => bail!("give one of --flops and --parameters"),
         };
-        let criterion = match self.criterion {
-            By::L1 => Criterion::L1,
-            By::L2 => Criterion::L2,
-            By::GroupNorm => Criterion::GroupNorm,
-        };
-        let scope = match self.scope {
-            Among::Uniform => Scope::Uniform,
-            Among::Global => Scope::Global,
-        };
-        let model = self.source.open()?;
-        let input = || self.source.name().display().to_string();
-        if let Some(path) = &self.output {
-            self.source.keep(path)?;
-        }
-        let mut groups = Groups::of(&model).with_context(input)?;
-        let limits = self.limits.apply(&mut groups)?;
-        let plan =
-            ChannelPlan::new(&groups, criterion, scope, target, &limits).with_context(input)?;
-        let cut = groups
-            .cut(&plan.removed, !self.drop_constants)
-            .with_context(input)?;
-        let after = match &self.output {
-            Some(path) => {
-                cut.model.save(path)?;
-                Model::open(path)?
-            }
-            None => cut.model,
-        };
-        let totals =
-            |model: &Model| -> Result<Totals> { Ok(report(model, &Symbols::new())?.totals) };
-        let lines = groups.listed().filter(|(_, g)| g.reason.is_none());
-        let result = Report {
-            kind: "channels",
-            tool: concat!("prune ", env!("CARGO_PKG_VERSION")),
-            input: self.source.name(),
-            input_sha256: self.source.digest(&model)?,
-            output: self.output.clone(),
-            dry_run: self.output.is_none(),
-            criterion,
-            scope,
+        let (limits, ignore) = self.limits.parts();
+        let settings = ChannelSettings {
+            criterion: self.criterion.into(),
+            scope: match self.scope {
+                Among::Uniform => Scope::Uniform,
+                Among::Global => Scope::Global,
+            },
+            drop_constants: self.drop_constants,
+            ignore: ignore.to_vec(),
             target,
-            mac_convention: MAC_CONVENTION,
-            groups: lines
-                .map(|(at, g)| Line {
-                    group: at,
-                    name: g.name().to_owned(),
-                    units: g.units,
-                    removed: plan.removed.of(at).len(),
-                })
-                .collect(),
-            before: State {
-                totals: totals(&model)?,
-                file_bytes: Some(self.source.bytes()?),
-            },
-            after: State {
-                totals: totals(&after)?,
-                file_bytes: self.output.as_deref().map(file_bytes).transpose()?,
-            },
-            folded: cut.folded,
-            leftovers: cut.leftovers,
+            limits,
         };
-        let document = json(&result)?;
-        if let Some(path) = &self.output {
-            write_text(&sidecar(path), &document)?;
+        CutJob {
+            recipe: settings.into(),
+            source: &self.source,
+            output: self.output.as_deref(),
+            emit_recipe: self.emit_recipe.as_deref(),
+            effort: &Effort::default(),
+            json: self.json,
         }
-        match self.json {
-            true => Ok(document),
-            false => Ok(result.text()),
-        }
+        .channels()
     }
 }
 
-impl Report {
-    fn text(&self) -> String {
-        let mut table = Table::new([
-            ("group", Align::Right),
-            ("first weight", Align::Left),
-            ("units", Align::Right),
-            ("kept", Align::Right),
-            ("left", Align::Right),
-        ]);
-        for l in &self.groups {
-            let kept = l.units - l.removed;
-            table.row([
-                l.group.to_string(),
-                l.name.clone(),
-                text::count(l.units as u64),
-                text::count(kept as u64),
-                text::percent(text::ratio(kept as u64, l.units as u64)),
-            ]);
-        }
-        let mut out = table.render();
-        out += "\n";
-        let (b, a) = (&self.before, &self.after);
-        out += &text::left([
-            (
-                "parameters",
-                b.totals.trained as u64,
-                Some(a.totals.trained as u64),
-            ),
-            ("MACs", b.totals.dense_macs, Some(a.totals.dense_macs)),
-            ("bytes of the file", b.file_bytes.unwrap_or(0), a.file_bytes),
-        ]);
-        out += &format!("MACs at batch 1: {}\n", self.mac_convention);
-        if !self.folded.is_empty() {
-            let n = self.folded.len();
-            out += &format!("constants of removed channels went into the bias of {n} layers\n");
-        }
-        if !self.leftovers.is_empty() {
-            let names: Vec<&str> = self.leftovers.iter().map(|l| l.node.as_str()).collect();
-            out += &format!(
-                "note: no bias can stand for constants of removed channels at {}; they are lost\n",
-                names.join(", ")
-            );
-        }
-        out += &match &self.output {
-            Some(path) => format!("wrote {}\n", path.display()),
-            None => "dry run: nothing was written\n".to_owned(),
-        };
-        out
+impl CutJob<'_> {
+    /// Cuts by magnitudes.
+    pub fn channels(self) -> Result<String> {
+        self.run(
+            |job, model| {
+                let settings = job.recipe.channels.as_ref();
+                let settings = settings.context("the recipe has no table [channels]")?;
+                let mut groups = Groups::of(model)?;
+                let plan = settings.plan(&mut groups)?;
+                let cut = groups.cut(&plan.removed, !settings.drop_constants)?;
+                let free = groups.listed().filter(|(_, g)| g.reason.is_none());
+                let line = |(at, g): (usize, &lacuna_prune::groups::Group)| Line {
+                    name: g.name().to_owned(),
+                    units: g.units,
+                    removed: plan.removed.of(at).len(),
+                };
+                Ok(Cut {
+                    kind: "channels",
+                    groups: free.map(line).collect(),
+                    model: cut.model,
+                    own: Own {
+                        folded: cut.folded,
+                        leftovers: cut.leftovers,
+                    },
+                })
+            },
+            said,
+        )
     }
+}
+
+fn said(groups: &[Line], own: &Own) -> String {
+    let mut table = Table::new([
+        ("first weight", Align::Left),
+        ("units", Align::Right),
+        ("kept", Align::Right),
+        ("left", Align::Right),
+    ]);
+    for l in groups {
+        let kept = l.units - l.removed;
+        table.row([
+            l.name.clone(),
+            text::count(l.units as u64),
+            text::count(kept as u64),
+            text::percent(text::ratio(kept as u64, l.units as u64)),
+        ]);
+    }
+    let mut out = table.render();
+    out += "\n";
+    if !own.folded.is_empty() {
+        let n = own.folded.len();
+        out += &format!("constants of removed channels went into the bias of {n} layers\n");
+    }
+    if !own.leftovers.is_empty() {
+        let names: Vec<&str> = own.leftovers.iter().map(|l| l.node.as_str()).collect();
+        out += &format!(
+            "note: no bias can stand for constants of removed channels at {}; they are lost\n",
+            names.join(", ")
+        );
+    }
+    out
 }

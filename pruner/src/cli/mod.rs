@@ -4,6 +4,7 @@ mod calibration;
 mod channels;
 mod convert;
 mod cut;
+mod cuts;
 mod demo;
 mod eval;
 mod export;
@@ -213,6 +214,48 @@ impl Source {
         }
     }
 
+    /// The model of a recipe that lies at `path`.
+    fn of_recipe(path: &Path, origin: Option<Origin>) -> Result<Source> {
+        let origin = origin
+            .filter(|m| m.file.is_some() || m.arch.is_some())
+            .context("no model: give `file` or `arch` in the table `[model]`")
+            .with_context(|| path.display().to_string())?;
+        Ok(Source {
+            // Of a path that is absolute the folder is dropped.
+            model: origin.file.map(|file| path.with_file_name(file)),
+            arch: origin.arch,
+            heads: origin.heads,
+            sentence: origin.sentence,
+            input_size: origin.input_size,
+            init_seed: origin.init_seed,
+        })
+    }
+
+    /// The table `[model]` without the file, where there is anything in it; refuses another model than a recipe was made
+    /// for.
+    fn checked(&self, recipe: Option<&Origin>, digest: &Option<String>) -> Result<Option<Origin>> {
+        let wanted = recipe.and_then(|m| m.sha256.as_ref());
+        if let (Some(wanted), Some(found)) = (wanted, digest)
+            && wanted != found
+        {
+            bail!(
+                "{}: its SHA-256 is {found}, the recipe was made for {wanted}",
+                self.name().display()
+            );
+        }
+        let origin = self.origin();
+        Ok((origin != Origin::default()).then_some(origin))
+    }
+
+    /// The table `[model]` of a recipe that lies at `path`.
+    fn placed(&self, path: &Path, digest: Option<String>) -> Origin {
+        Origin {
+            file: self.model.as_deref().map(|m| from_recipe(path, m)),
+            sha256: digest,
+            ..self.origin()
+        }
+    }
+
     /// SHA-256 of the content of the file; none of random weights.
     fn digest(&self, model: &Model) -> Result<Option<String>> {
         // A Lacuna file names the source of its own source.
@@ -234,6 +277,15 @@ impl Source {
     fn bytes(&self) -> Result<u64> {
         self.model.as_deref().map_or(Ok(0), file_bytes)
     }
+}
+
+/// Where a file lies, from the folder of a recipe where it lies below it.
+fn from_recipe(recipe: &Path, file: &Path) -> PathBuf {
+    let whole = |p: &Path| std::fs::canonicalize(p).unwrap_or_else(|_| p.to_owned());
+    let folder = recipe.parent().filter(|p| !p.as_os_str().is_empty());
+    let (file, folder) = (whole(file), whole(folder.unwrap_or(Path::new("."))));
+    let below = file.strip_prefix(&folder).map(Path::to_owned);
+    below.unwrap_or(file)
 }
 
 /// Refuses to write over a file that is read.

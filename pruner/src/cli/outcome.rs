@@ -3,13 +3,13 @@
 use super::calibration::{Show, tokens};
 use super::text::{self, Align, Table};
 use super::train::{Effort, checkpoint, fine_tune, line};
-use super::{Source, file_bytes, json, write_text};
-use anyhow::{Context, Result, bail};
+use super::{Source, file_bytes, from_recipe, json, write_text};
+use anyhow::{Context, Result};
 use lacuna::Model;
 use lacuna::model::Symbols;
 use lacuna_prune::report::{LayerReport, MAC_CONVENTION, ModelReport, Totals, forecast, report};
 use lacuna_prune::train::{EpochRow, forget};
-use lacuna_prune::{LayerError, Origin, Plan, PlannedLayer, Pruned, Recipe, SolverName, save};
+use lacuna_prune::{LayerError, Plan, PlannedLayer, Pruned, Recipe, SolverName, save};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -82,17 +82,18 @@ struct Seconds {
     write: Option<f64>,
 }
 
+/// What a model takes.
 #[derive(Serialize)]
-struct State {
+pub struct State {
     #[serde(flatten)]
-    totals: Totals,
+    pub totals: Totals,
     sparsity: f64,
     sparsity_of_all: f64,
-    file_bytes: Option<u64>,
+    pub file_bytes: Option<u64>,
 }
 
 impl State {
-    fn of(model: &ModelReport, file_bytes: Option<u64>) -> State {
+    pub fn of(model: &ModelReport, file_bytes: Option<u64>) -> State {
         let totals = model.totals;
         State {
             totals,
@@ -108,17 +109,7 @@ impl Job<'_> {
         let started = Instant::now();
         let model = self.source.open()?;
         let digest = self.source.digest(&model)?;
-        let wanted = self.recipe.model.as_ref().and_then(|m| m.sha256.as_ref());
-        if let (Some(wanted), Some(found)) = (wanted, &digest)
-            && wanted != found
-        {
-            bail!(
-                "{}: its SHA-256 is {found}, the recipe was made for {wanted}",
-                self.source.name().display()
-            );
-        }
-        let origin = self.source.origin();
-        self.recipe.model = (origin != Origin::default()).then_some(origin);
+        self.recipe.model = self.source.checked(self.recipe.model.as_ref(), &digest)?;
         if let Some(path) = self.output {
             self.source.keep(path)?;
         }
@@ -243,20 +234,10 @@ impl Job<'_> {
     /// Writes the recipe, with the places of files from the recipe's folder where they lie below it.
     fn emit(&self, digest: Option<String>, path: &Path) -> Result<()> {
         let mut recipe = self.recipe.clone();
-        let mut origin = recipe.model.unwrap_or_default();
-        let place = |file: &Path| {
-            let whole = |p: &Path| std::fs::canonicalize(p).unwrap_or_else(|_| p.to_owned());
-            let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-            let (file, folder) = (whole(file), whole(folder.unwrap_or(Path::new("."))));
-            let below = file.strip_prefix(&folder).map(Path::to_owned);
-            below.unwrap_or(file)
-        };
-        origin.file = self.source.model.as_deref().map(place);
         for text in recipe.calibration.iter_mut().flat_map(|c| &mut c.texts) {
-            *text = place(text);
+            *text = from_recipe(path, text);
         }
-        origin.sha256 = digest;
-        recipe.model = Some(origin);
+        recipe.model = Some(self.source.placed(path, digest));
         write_text(path, &recipe.to_toml())
     }
 }

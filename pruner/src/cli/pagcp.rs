@@ -1,19 +1,16 @@
 //! `prune pagcp`.
 
+use super::Source;
+use super::cuts::{By, Cut, CutJob, Line};
 use super::groups::LimitFlags;
-use super::outcome::sidecar;
 use super::text::{self, Align, Table};
-use super::train::{TrainOptions, bar, figure, line};
-use super::{Source, file_bytes, json, write_text};
+use super::train::{TrainOptions, bar, figure, line, shown};
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
-use lacuna::Model;
-use lacuna::model::Symbols;
-use lacuna_prune::groups::Criterion;
+use clap::Args;
 use lacuna_prune::pagcp::{
     Budget, Conduct, LatencyTable, PagcpSettings, Progress, Round, Saved, Stage, forget, pagcp,
 };
-use lacuna_prune::report::{MAC_CONVENTION, Totals, report};
+use lacuna_prune::tasks::Metric;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -75,6 +72,9 @@ pub struct Pagcp {
     /// The Lacuna file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Write the recipe, for `prune run`; its SHA-256 is the one that the output carries
+    #[arg(long, value_name = "FILE")]
+    emit_recipe: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -97,41 +97,18 @@ struct BudgetFlags {
     latency: Option<f64>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum By {
-    /// Mean magnitude of the weights that make a unit
-    L1,
-    /// Root of their mean square
-    L2,
-    /// Squares of the weights that make and that read it (DepGraph)
-    GroupNorm,
-}
-
+/// What this method has to say.
 #[derive(Serialize)]
-struct Report {
-    kind: &'static str,
-    tool: &'static str,
-    input: PathBuf,
-    input_sha256: Option<String>,
-    output: PathBuf,
-    settings: PagcpSettings,
+struct Own {
     /// The tasks, in the order of all losses.
     tasks: Vec<String>,
+    /// What is measured of each.
+    metrics: Vec<Metric>,
     oracle_samples: usize,
     rounds: Vec<Round>,
     /// The share of what the budget is of.
     left: f64,
     budget_met: bool,
-    mac_convention: &'static str,
-    before: State,
-    after: State,
-}
-
-#[derive(Serialize)]
-struct State {
-    #[serde(flatten)]
-    totals: Totals,
-    file_bytes: u64,
 }
 
 /// The state of a run that writes `output`.
@@ -162,11 +139,7 @@ impl Pagcp {
             inflation_slope: self.inflation_slope,
             decay: !self.no_decay,
             top: self.top,
-            criterion: match self.criterion {
-                By::L1 => Criterion::L1,
-                By::L2 => Criterion::L2,
-                By::GroupNorm => Criterion::GroupNorm,
-            },
+            criterion: self.criterion.into(),
             rounds: self.rounds,
             ignore: ignore.to_vec(),
             limits,
@@ -178,55 +151,80 @@ impl Pagcp {
     }
 
     pub fn run(&self) -> Result<String> {
-        let settings = self.settings()?;
-        let model = self.source.open()?;
-        self.source.keep(&self.output)?;
-        let (device, threads) = self.options.effort().place();
-        let conduct = Conduct {
-            device,
-            threads,
-            state: Some(state(&self.output)),
-        };
-        let bar = bar();
-        let mut show = |p: &Progress<'_>| show(&bar, p);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()?;
-        let outcome = pool.install(|| pagcp(&model, &settings, &conduct, &mut show));
-        bar.finish_and_clear();
-        let outcome = outcome.with_context(|| self.source.name().display().to_string())?;
-        outcome.model.save(&self.output)?;
-        let after = Model::open(&self.output)?;
-        let state = |model: &Model, file_bytes: u64| -> Result<State> {
-            Ok(State {
-                totals: report(model, &Symbols::new())?.totals,
-                file_bytes,
-            })
-        };
-        let result = Report {
-            kind: "pagcp",
-            tool: concat!("prune ", env!("CARGO_PKG_VERSION")),
-            input: self.source.name(),
-            input_sha256: self.source.digest(&model)?,
-            output: self.output.clone(),
-            settings,
-            tasks: outcome.tasks,
-            oracle_samples: outcome.oracle_samples,
-            left: outcome.left,
-            budget_met: outcome.met,
-            mac_convention: MAC_CONVENTION,
-            before: state(&model, self.source.bytes()?)?,
-            after: state(&after, file_bytes(&self.output)?)?,
-            rounds: outcome.rounds,
-        };
-        let document = json(&result)?;
-        write_text(&sidecar(&self.output), &document)?;
-        forget(&self::state(&self.output), result.rounds.len())?;
-        match self.json {
-            true => Ok(document),
-            false => Ok(result.text()),
+        CutJob {
+            recipe: self.settings()?.into(),
+            source: &self.source,
+            output: Some(&self.output),
+            emit_recipe: self.emit_recipe.as_deref(),
+            effort: self.options.effort(),
+            json: self.json,
+        }
+        .pagcp()
+    }
+}
+
+impl CutJob<'_> {
+    /// Cuts as every task allows.
+    pub fn pagcp(self) -> Result<String> {
+        let output = self.output.context(
+            "a dry run trains nothing; `prune groups` says what could be cut, `prune channels --dry-run` what a budget takes",
+        )?;
+        let mut rounds = 0;
+        let out = self.run(
+            |job, model| {
+                let settings = job.recipe.pagcp.as_ref();
+                let settings = settings.context("the recipe has no table [pagcp]")?;
+                let (device, threads) = job.effort.place();
+                let conduct = Conduct {
+                    device,
+                    threads,
+                    state: Some(state(output)),
+                };
+                let bar = bar();
+                let mut show = |p: &Progress<'_>| show(&bar, p);
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()?;
+                let outcome = pool.install(|| pagcp(model, settings, &conduct, &mut show));
+                bar.finish_and_clear();
+                let outcome = outcome?;
+                rounds = outcome.rounds.len();
+                Ok(Cut {
+                    kind: "pagcp",
+                    groups: lines(&outcome.rounds),
+                    model: outcome.model,
+                    own: Own {
+                        tasks: outcome.tasks,
+                        metrics: outcome.metrics,
+                        oracle_samples: outcome.oracle_samples,
+                        rounds: outcome.rounds,
+                        left: outcome.left,
+                        budget_met: outcome.met,
+                    },
+                })
+            },
+            |_, own| own.text(),
+        )?;
+        // Last: until all of it is written, a run that is killed goes on from there.
+        forget(&state(output), rounds)?;
+        Ok(out)
+    }
+}
+
+/// What all rounds took of each group.
+fn lines(rounds: &[Round]) -> Vec<Line> {
+    let mut lines: Vec<Line> = Vec::new();
+    for visit in rounds.iter().flat_map(|r| &r.visits) {
+        match lines.iter_mut().find(|l| l.name == visit.name) {
+            Some(line) => line.removed += visit.taken,
+            None => lines.push(Line {
+                name: visit.name.clone(),
+                units: visit.units,
+                removed: visit.taken,
+            }),
         }
     }
+    lines
 }
 
 /// Says how far a run is.
@@ -297,7 +295,7 @@ fn show(bar: &indicatif::ProgressBar, p: &Progress<'_>) {
     }
 }
 
-impl Report {
+impl Own {
     fn text(&self) -> String {
         let mut out = String::new();
         for (i, round) in self.rounds.iter().enumerate() {
@@ -317,10 +315,13 @@ impl Report {
                     v.stopped_by.clone().unwrap_or_default(),
                 ]);
             }
-            let losses = |l: &[f64]| -> String {
-                let each = self.tasks.iter().zip(l);
-                let each: Vec<String> = each.map(|(t, l)| format!("{t} {l:.4}")).collect();
-                each.join(", ")
+            let all = |at: usize, losses: &[f64]| -> String {
+                let tasks = self.tasks.iter().zip(&self.metrics);
+                let figures = losses.iter().zip(&round.metrics[at]);
+                let each = tasks.zip(figures).map(|((task, metric), (loss, &value))| {
+                    format!("{task} {loss:.4} ({metric} {})", shown(*metric, value))
+                });
+                each.collect::<Vec<_>>().join(", ")
             };
             out += &format!(
                 "round {}: {} left, of {}\n{}losses before: {}\nlosses cut: {}\nlosses after: {}\n",
@@ -328,9 +329,9 @@ impl Report {
                 text::percent(round.left_after),
                 text::percent(round.left_before),
                 table.render(),
-                losses(&round.losses_before),
-                losses(&round.losses_cut),
-                losses(&round.losses_after),
+                all(0, &round.losses_before),
+                all(1, &round.losses_cut),
+                all(2, &round.losses_after),
             );
             if let Some(last) = round.epochs.last() {
                 let tasks: Vec<String> = last.tasks.iter().map(figure).collect();
@@ -340,23 +341,12 @@ impl Report {
             }
             out += "\n";
         }
-        let (b, a) = (&self.before, &self.after);
-        out += &text::left([
-            (
-                "parameters",
-                b.totals.trained as u64,
-                Some(a.totals.trained as u64),
-            ),
-            ("MACs", b.totals.dense_macs, Some(a.totals.dense_macs)),
-            ("bytes of the file", b.file_bytes, Some(a.file_bytes)),
-        ]);
-        out += &format!("MACs at batch 1: {}\n", self.mac_convention);
         if !self.budget_met {
             out += &format!(
                 "note: the budget is not met: {} is left; more rounds, a larger allowance or --inflation take more\n",
                 text::percent(self.left)
             );
         }
-        out + &format!("wrote {}\n", self.output.display())
+        out
     }
 }

@@ -23,6 +23,9 @@ pub struct Report {
     /// Latency by layer: what `lacuna-bench MODEL --layers --json` printed
     #[arg(long, value_name = "FILE")]
     latency: Option<PathBuf>,
+    /// The same of the model before pruning, where its layers became smaller
+    #[arg(long, value_name = "FILE", requires = "latency")]
+    latency_before: Option<PathBuf>,
     /// Accuracy before pruning: what `prune eval --json` printed
     #[arg(long, value_name = "FILE")]
     eval_before: Option<PathBuf>,
@@ -55,6 +58,7 @@ impl Report {
             sidecar: read(&source)?,
             metrics: optional(&metrics)?,
             latency: optional(&self.latency)?,
+            latency_before: optional(&self.latency_before)?,
             eval_before: optional(&self.eval_before)?,
             eval_after: optional(&self.eval_after)?,
         };
@@ -63,6 +67,7 @@ impl Report {
             let path = match e.source {
                 "metrics" => metrics.as_ref(),
                 "latency" => self.latency.as_ref(),
+                "latency before" => self.latency_before.as_ref(),
                 "eval before" => self.eval_before.as_ref(),
                 "eval after" => self.eval_after.as_ref(),
                 _ => Some(&source),

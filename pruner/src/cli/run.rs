@@ -1,11 +1,12 @@
 //! `prune run`.
 
 use super::Source;
+use super::cuts::CutJob;
 use super::outcome::Job;
 use super::train::Effort;
 use anyhow::{Context, Result};
 use clap::Args;
-use lacuna_prune::Recipe;
+use lacuna_prune::{ChannelRecipe, Recipe};
 use std::path::PathBuf;
 
 /// The recipe names the model, the method and its settings; `--emit-recipe` of every method writes one. Two
@@ -32,24 +33,27 @@ impl Run {
         let named = || self.recipe.display().to_string();
         let text = std::fs::read_to_string(&self.recipe)
             .with_context(|| format!("{}: cannot read the recipe", self.recipe.display()))?;
+        if ChannelRecipe::is_one(&text) {
+            let recipe = ChannelRecipe::from_toml(&text).with_context(named)?;
+            let source = Source::of_recipe(&self.recipe, recipe.model.clone())?;
+            let job = CutJob {
+                recipe,
+                source: &source,
+                output: self.output.as_deref(),
+                emit_recipe: None,
+                effort: &self.effort,
+                json: self.json,
+            };
+            return match job.recipe.pagcp.is_some() {
+                true => job.pagcp(),
+                false => job.channels(),
+            };
+        }
         let mut recipe = Recipe::from_toml(&text).with_context(named)?;
         for text in recipe.calibration.iter_mut().flat_map(|c| &mut c.texts) {
             *text = self.recipe.with_file_name(&*text);
         }
-        let origin = recipe.model.clone();
-        let origin = origin
-            .filter(|m| m.file.is_some() || m.arch.is_some())
-            .context("no model: give `file` or `arch` in the table `[model]`")
-            .with_context(named)?;
-        let source = Source {
-            // Of a path that is absolute the folder is dropped.
-            model: origin.file.map(|file| self.recipe.with_file_name(file)),
-            arch: origin.arch,
-            heads: origin.heads,
-            sentence: origin.sentence,
-            input_size: origin.input_size,
-            init_seed: origin.init_seed,
-        };
+        let source = Source::of_recipe(&self.recipe, recipe.model.clone())?;
         Job {
             recipe,
             source: &source,

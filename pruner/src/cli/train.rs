@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use lacuna::Model;
-use lacuna_prune::tasks::{TaskFigures, TaskSettings};
+use lacuna_prune::tasks::{Metric, TaskFigures, TaskSettings};
 use lacuna_prune::train::{
     self, Augment, Border, DataSettings, Device, EpochRow, Gradual, Optimizer, Progress, RateCurve,
     Schedule, SparsityCurve, TrainSettings, Trained, forget,
@@ -372,11 +372,20 @@ pub fn line(row: &EpochRow) -> String {
 
 /// A task's figures in words.
 pub fn figure(task: &TaskFigures) -> String {
-    let value = match task.metric.is_share() {
-        true => text::percent(task.value),
-        false => format!("{:.4}", task.value),
-    };
-    format!("{} {} {value}", task.name, task.metric)
+    format!(
+        "{} {} {}",
+        task.name,
+        task.metric,
+        shown(task.metric, task.value)
+    )
+}
+
+/// A metric's value in words.
+pub fn shown(metric: Metric, value: f64) -> String {
+    match metric.is_share() {
+        true => text::percent(value),
+        false => format!("{value:.4}"),
+    }
 }
 
 /// A bar with the time left, on stderr, where that is a terminal.

@@ -36,7 +36,9 @@ pub(super) fn updated(cutter: &Cutter<'_, '_>, node: &Node) -> Result<Op> {
         }
     };
     match &mut op {
-        Op::Conv { groups, .. } if *groups > 1 => *groups = parts(0, 1, *groups)?,
+        Op::Conv { groups, .. } | Op::ConvTranspose { groups, .. } if *groups > 1 => {
+            *groups = parts(0, 1, *groups)?
+        }
         Op::RotaryEmbedding { heads, .. } => *heads = parts(0, 2, *heads)?,
         Op::Attention {
             heads, kv_heads, ..
@@ -104,6 +106,7 @@ pub(super) fn updated(cutter: &Cutter<'_, '_>, node: &Node) -> Result<Op> {
             }
         }
         Op::Conv { .. }
+        | Op::ConvTranspose { .. }
         | Op::BatchNormalization { .. }
         | Op::InstanceNormalization { .. }
         | Op::Relu
@@ -113,6 +116,7 @@ pub(super) fn updated(cutter: &Cutter<'_, '_>, node: &Node) -> Result<Op> {
         | Op::HardSwish
         | Op::Sigmoid
         | Op::Tanh
+        | Op::Erf
         | Op::MaxPool(_)
         | Op::AveragePool { .. }
         | Op::GlobalAveragePool

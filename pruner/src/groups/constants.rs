@@ -222,10 +222,10 @@ impl<'m> Walk<'_, 'm> {
             Op::Sigmoid => self.map(x, sigmoid),
             Op::Tanh => self.map(x, f32::tanh),
             Op::Swish { alpha } => self.map(x, |c| c * sigmoid(alpha * c)),
-            Op::Gelu { .. } | Op::LpNormalization { .. } | Op::RotaryEmbedding { .. } => {
+            Op::Erf | Op::Gelu { .. } | Op::LpNormalization { .. } | Op::RotaryEmbedding { .. } => {
                 self.map(x, exactly_zero)
             }
-            Op::Conv { .. } => {
+            Op::Conv { .. } | Op::ConvTranspose { .. } => {
                 let mut lines = vec![None; 4];
                 lines[1] = self.shifted(node, 1, 2);
                 lines
@@ -517,6 +517,8 @@ impl<'m> Walk<'_, 'm> {
                 let flat = unpadded(*padding, [size(2), size(3)]);
                 (of(x, 1), flat && weight(1))
             }
+            // Places of the output are reached by unequal parts of the kernel.
+            Op::ConvTranspose { groups: 1, .. } => (of(x, 1), false),
             Op::Gemm { trans_a, alpha, .. } => {
                 let channels = of(x, usize::from(!trans_a));
                 (channels, weight(1) && alpha.is_finite())

@@ -212,9 +212,11 @@ impl<'m> Coupling<'m> {
             | Op::HardSwish
             | Op::Sigmoid
             | Op::Tanh
+            | Op::Erf
             | Op::Swish { .. }
             | Op::Gelu { .. } => self.axes(node, 0, Role::Other),
             Op::Conv { groups, .. } => self.conv(node, *groups),
+            Op::ConvTranspose { groups, .. } => self.conv_transpose(node, *groups),
             Op::BatchNormalization { .. } => {
                 let axes = self.axes(node, 0, Role::Other);
                 let roles = [Role::Scale, Role::Shift, Role::Statistic, Role::Statistic];
@@ -363,6 +365,43 @@ impl<'m> Coupling<'m> {
                 }
             }
         }
+        self.vectors(node, &made, &[(2, Role::Shift)]);
+        axes[1] = made;
+        axes
+    }
+
+    /// The weight's first axis reads, its second makes. Groups go whole, as those of a convolution.
+    fn conv_transpose(&mut self, node: &'m Node, groups: usize) -> Vec<Axis> {
+        let mut axes = self.picture(node);
+        let Some(read) = axes.get(1).cloned() else {
+            return axes;
+        };
+        let role = if groups == 1 {
+            Role::Input
+        } else {
+            Role::Output
+        };
+        let own = self.axis(node, 1, 0, role);
+        self.sets.join_axes(&read, &own);
+        let made = match (groups, self.shape(&node.output).get(1)) {
+            (1, _) => self.axis(node, 1, 1, Role::Output),
+            (_, Some(Dim::Fixed(n))) => {
+                let made = self.sets.fresh(*n);
+                match &read {
+                    Axis::Ids(x) => {
+                        let (inputs, outputs) = (x.len() / groups, made.len() / groups);
+                        self.sets.join_runs(x, inputs);
+                        self.sets.join_runs(&made, outputs);
+                        for (x, y) in x.chunks(inputs.max(1)).zip(made.chunks(outputs.max(1))) {
+                            self.sets.join(x[0], y[0]);
+                        }
+                        Axis::Ids(made)
+                    }
+                    Axis::Fixed(why) => Axis::Fixed(*why),
+                }
+            }
+            _ => Axis::Fixed(self.uncut),
+        };
         self.vectors(node, &made, &[(2, Role::Shift)]);
         axes[1] = made;
         axes

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashSet};
 pub(super) fn depth_axis(node: &Node, shapes: &Shapes) -> Option<usize> {
     let rank = shapes.get(node.inputs.first()?).map_or(0, Vec::len);
     match &node.op {
-        Op::Conv { .. } => Some(1),
+        Op::Conv { .. } | Op::ConvTranspose { .. } => Some(1),
         Op::Gemm { trans_a, .. } => Some(usize::from(!trans_a)),
         Op::MatMul { .. } => rank.checked_sub(1),
         Op::LpNormalization { axis } => super::maps::wrapped(*axis, rank),

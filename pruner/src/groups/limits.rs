@@ -3,10 +3,11 @@
 use super::{Group, Groups, Reason};
 use crate::{Error, Result};
 use glob::Pattern;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How much of a group may go.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Output channels that are left of a layer are a multiple of it, where the layer had as many; 1 for any number.
     pub round_to: usize,

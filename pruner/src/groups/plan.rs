@@ -16,7 +16,7 @@ pub enum Scope {
 }
 
 /// What may be left of a model, as a share of what it has.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
     /// Of its multiply-accumulates.

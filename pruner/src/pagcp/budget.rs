@@ -21,13 +21,14 @@ pub enum Saved {
 
 /// What may be left of the network, as a share of what it has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Budget {
     /// Of what.
     pub of: Saved,
     /// The share, above 0 and up to 1.
     pub share: f64,
     /// The measured layers, for [`Saved::Latency`].
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<LatencyTable>,
 }
 

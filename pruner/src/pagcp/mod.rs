@@ -22,7 +22,7 @@ pub use pass::Visit;
 
 use crate::eval::{EvalOptions, preprocess};
 use crate::groups::{Criterion, Groups, Limits};
-use crate::tasks::{LossName, TaskData, TaskSettings, heads};
+use crate::tasks::{LossName, Metric, TaskData, TaskSettings, heads};
 use crate::train::{Device, Effort, EpochRow, TrainSettings, distill};
 use crate::{Error, Result};
 use lacuna::Model;
@@ -34,11 +34,10 @@ use sha2::{Digest, Sha256};
 use state::Store;
 use std::path::PathBuf;
 
-/// Everything that decides the result, given the network.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// Everything that decides the result, given the network: the table `[pagcp]` of a recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PagcpSettings {
-    /// What may be left.
-    pub budget: Budget,
     /// The share by which the first visit may raise any task's loss: 0.06.
     pub allowance: f64,
     /// The factor by which all visits of a round together may raise it: 6.
@@ -56,20 +55,25 @@ pub struct PagcpSettings {
     /// The most rounds.
     pub rounds: usize,
     /// Patterns of weights whose outputs stay.
+    #[serde(default)]
     pub ignore: Vec<String>,
-    /// What every group keeps.
-    pub limits: Limits,
     /// Follow the reference where it slips: a group that no task stops is forgotten by the running network and loses a
     /// step less, the groups that are taken are ranked anew on the whole network, loss is counted from the start of the
     /// round and not from the visit before, and the last round may save more than the budget asks for.
+    #[serde(default)]
     pub as_coded: bool,
     /// Images a run of the oracle.
     pub batch: usize,
+    /// Epochs of the training after each round.
+    pub epochs: usize,
+    /// What may be left.
+    pub budget: Budget,
+    /// What every group keeps.
+    #[serde(default)]
+    pub limits: Limits,
     /// The training after each round; none with no epochs. Its tasks are what decides, and its `hold_out` samples are
     /// what they decide on.
     pub train: TrainSettings,
-    /// Epochs of the training after each round.
-    pub epochs: usize,
 }
 
 impl PagcpSettings {
@@ -156,6 +160,8 @@ pub struct Round {
     pub losses_cut: Vec<f64>,
     /// Once it is trained.
     pub losses_after: Vec<f64>,
+    /// The metric of each task, on the same samples: before the round, once cut, and once trained.
+    pub metrics: [Vec<f64>; 3],
     /// The training, epoch by epoch.
     pub epochs: Vec<EpochRow>,
 }
@@ -232,6 +238,8 @@ pub struct Outcome {
     pub met: bool,
     /// The tasks, in the order of the losses.
     pub tasks: Vec<String>,
+    /// What is measured of each.
+    pub metrics: Vec<Metric>,
     /// Samples that were held out to decide by.
     pub oracle_samples: usize,
 }
@@ -333,6 +341,7 @@ pub fn pagcp(
             goal,
         };
         let losses = oracle.run_on(&current)?;
+        let metrics = oracle.metrics(&current)?;
         let mut own = match state.pass.take() {
             Some(own) => own,
             None => pass.start(losses.clone())?,
@@ -367,6 +376,7 @@ pub fn pagcp(
             goal: settings.budget.share,
         });
         let losses_cut = oracle.run_on(&cut)?;
+        let metrics_cut = oracle.metrics(&cut)?;
         let nothing = counts.iter().all(|&n| n == 0);
         let (trained, epochs) = match settings.epochs == 0 || nothing {
             true => (cut, Vec::new()),
@@ -401,6 +411,7 @@ pub fn pagcp(
             losses_before: losses,
             losses_cut,
             losses_after,
+            metrics: [metrics, metrics_cut, oracle.metrics(&trained)?],
             epochs,
         });
         state.pass = None;
@@ -426,6 +437,7 @@ pub fn pagcp(
         left,
         met,
         tasks: train.tasks.iter().map(|t| t.name.clone()).collect(),
+        metrics: oracle.names(),
         oracle_samples: oracle.len(),
     })
 }
@@ -439,6 +451,7 @@ fn classifier(model: &Model) -> TaskSettings {
         labels: Some("labels".into()),
         weight: 1.0,
         ignore: None,
+        anchors: Vec::new(),
         metric: None,
     }
 }

@@ -3,7 +3,8 @@
 use super::split::{prefix, split};
 use crate::data::Preprocess;
 use crate::tasks::{
-    Head, Images, LossName, Runner, TaskData, TaskSettings, Teacher, heads, losses, part,
+    Head, Images, LossName, Metric, Runner, Tally, TaskData, TaskSettings, Teacher, heads, losses,
+    part,
 };
 use crate::{Error, Result};
 use lacuna::Model;
@@ -81,6 +82,26 @@ impl Oracle {
     /// Samples.
     pub fn len(&self) -> usize {
         self.images.count
+    }
+
+    /// What is measured of each task.
+    pub fn names(&self) -> Vec<Metric> {
+        self.heads.iter().map(|h| h.metric).collect()
+    }
+
+    /// The metric of each task.
+    pub fn metrics(&self, model: &Model) -> Result<Vec<f64>> {
+        let mut runner = Runner::new(&self.narrow(model)?, self.batch, self.threads)?;
+        let mut tallies: Vec<Tally> = self.heads.iter().map(Tally::new).collect();
+        let images: [&[f32]; 1] = [&self.images.planes];
+        runner.run(&images, self.images.count, &mut |at, n, outputs| {
+            for (i, head) in self.heads.iter().enumerate() {
+                let target = part(head, &self.images.targets[i], at, n);
+                tallies[i].count(head, &own(head, n, &outputs[head.output].data), &target);
+            }
+            Ok(true)
+        })?;
+        Ok(tallies.iter().map(Tally::value).collect())
     }
 
     /// The model with the tasks' outputs and a fixed batch.
@@ -194,9 +215,7 @@ impl Oracle {
         let mut exceeds = None;
         runner.run(&inputs, count, &mut |at, n, outputs| {
             for (i, head) in self.heads.iter().enumerate() {
-                let from = &outputs[head.output].data[..n * head.rows * head.width];
-                let mut values = vec![0.0; from.len()];
-                head.channels_last(from, &mut values);
+                let mut values = own(head, n, &outputs[head.output].data);
                 let target = part(head, &self.images.targets[i], at, n);
                 let found = losses(head, &mut values, &target, 0.0, None);
                 sums[i] += found.iter().map(|f| f.0).sum::<f64>();
@@ -214,6 +233,14 @@ impl Oracle {
             None => Verdict::Within(sums.iter().map(|s| s / count as f64).collect()),
         })
     }
+}
+
+/// A task's output for so many samples, channels last.
+fn own(head: &Head, samples: usize, output: &[f32]) -> Vec<f32> {
+    let from = &output[..samples * head.rows * head.width];
+    let mut values = vec![0.0; from.len()];
+    head.channels_last(from, &mut values);
+    values
 }
 
 /// The mean size of what another network says: the entropy of its softmax, or the mean square of its numbers. With

@@ -265,7 +265,9 @@ impl Pass<'_, '_> {
             .filter_map(|(i, v)| Some((i, v.score?)))
             .collect();
         ranked.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
-        ranked.truncate((self.settings.top * state.order.len() as f64 + 1e-9).floor() as usize);
+        let most = (self.settings.top * state.order.len() as f64 + 1e-9).floor() as usize;
+        // A share of few groups can be none.
+        ranked.truncate(most.max(usize::from(!self.settings.as_coded)));
         let mut taken: Vec<usize> = ranked.iter().map(|r| r.0).collect();
         let mut units = vec![Vec::new(); self.groups.all().len()];
         if self.settings.as_coded {

@@ -111,8 +111,8 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Lines of shares over epochs, on an axis that holds them all.
-pub fn lines(id: &str, title: &str, series: &[Series]) -> String {
+/// Lines over epochs or rounds, on an axis that holds them all; `shares` are at most 1, and shown as percentages.
+pub fn lines(id: &str, title: &str, along: &str, shares: bool, series: &[Series]) -> String {
     let points = || series.iter().flat_map(|s| &s.points);
     let range = |of: fn(&(f64, f64)) -> f64| {
         let all = points().map(of);
@@ -121,7 +121,10 @@ pub fn lines(id: &str, title: &str, series: &[Series]) -> String {
     let (first, last) = range(|p| p.0);
     let (low, high) = range(|p| p.1);
     let room = ((high - low) * 0.12).max(0.005);
-    let (low, high) = ((low - room).max(0.0), (high + room).min(1.0));
+    let (low, high) = match shares {
+        true => ((low - room).max(0.0), (high + room).min(1.0)),
+        false => ((low - room).max(0.0), high + room),
+    };
     svg(id, title, (470, 260), |area| {
         let mut chart = ChartBuilder::on(area)
             .margin_top(12)
@@ -139,7 +142,7 @@ pub fn lines(id: &str, title: &str, series: &[Series]) -> String {
             .bold_line_style(Colour::Line.stand_in())
             .axis_style(Colour::Line.stand_in())
             .label_style(style)
-            .x_desc("epoch")
+            .x_desc(along)
             .x_labels(8)
             .y_labels(5)
             // There is nothing between two epochs.
@@ -147,7 +150,10 @@ pub fn lines(id: &str, title: &str, series: &[Series]) -> String {
                 true => format!("{x:.0}"),
                 false => String::new(),
             })
-            .y_label_formatter(&|y| format!("{:.1} %", y * 100.0))
+            .y_label_formatter(&|y| match shares {
+                true => format!("{:.1} %", y * 100.0),
+                false => format!("{y:.3}"),
+            })
             .draw()?;
         for s in series {
             let style = s.colour.stand_in().stroke_width(2);

@@ -1,5 +1,6 @@
 //! One HTML page about a pruned model: nothing is fetched, no script runs.
 
+mod channels;
 mod chart;
 mod sidecar;
 
@@ -18,6 +19,8 @@ pub struct Sources {
     pub metrics: Option<String>,
     /// What `lacuna-bench MODEL --layers --json` prints.
     pub latency: Option<String>,
+    /// The same of the model before pruning, where layers became smaller.
+    pub latency_before: Option<String>,
     /// What `prune eval --json` prints of the model before pruning.
     pub eval_before: Option<String>,
     /// And after.
@@ -27,7 +30,7 @@ pub struct Sources {
 /// A text that is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Which of [`Sources`]: "sidecar", "metrics", "latency", "eval before", "eval after".
+    /// Which of [`Sources`]: "sidecar", "metrics", "latency", "latency before", "eval before", "eval after".
     pub source: &'static str,
     /// What is wrong.
     pub what: String,
@@ -48,13 +51,23 @@ pub fn html(sources: &Sources) -> Result<String, Unreadable> {
         what,
     })?;
     let epochs = read(sources.metrics.as_ref(), "metrics", Epoch::parse)?;
+    let latency = read(sources.latency.as_ref(), "latency", Latency::parse)?;
+    let before = read(
+        sources.latency_before.as_ref(),
+        "latency before",
+        Latency::parse,
+    )?;
     let page = Page {
-        floored: (sidecar.plan.layers.iter())
+        floored: (sidecar.plan.iter())
+            .flat_map(|p| &p.layers)
             .filter(|l| l.floored)
             .map(|l| l.weight.clone())
             .collect(),
         epochs: epochs.unwrap_or_else(|| sidecar.epochs.clone()),
-        latency: read(sources.latency.as_ref(), "latency", Latency::parse)?,
+        latency: match before {
+            Some(before) => latency.map(|l| l.against(&before)),
+            None => latency,
+        },
         eval_before: read(
             sources.eval_before.as_ref(),
             "eval before",
@@ -83,15 +96,19 @@ impl Page {
         let mut out = format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>{0}: pruned</title>\n\
-             <style>\n{1}</style>\n</head>\n<body>\n<header>\n<h1>{0}</h1>\n<p>{2} at {3}, from {4}</p>\n</header>\n<main>\n",
+             <style>\n{1}</style>\n</head>\n<body>\n<header>\n<h1>{0}</h1>\n<p>{2}, from {3}</p>\n</header>\n<main>\n",
             escape(name),
             include_str!("style.css"),
-            escape(&s.plan.allocator),
-            percent(s.plan.target),
+            match &s.plan {
+                Some(plan) => format!("{} at {}", escape(&plan.allocator), percent(plan.target)),
+                None => escape(&s.kind),
+            },
             escape(&s.input),
         );
         out += &self.cards();
         out += &self.warnings();
+        out += &self.groups();
+        out += &self.rounds();
         out += &self.density();
         out += &self.over_epochs();
         out += &self.latency();
@@ -104,8 +121,9 @@ impl Page {
     fn cards(&self) -> String {
         let (b, a) = (&self.sidecar.before, &self.sidecar.after);
         let left = |s: &State| (s.parameters - s.parameter_zeros) as u64;
-        let mut cards = vec![
-            (
+        let mut cards = Vec::new();
+        if self.sidecar.plan.is_some() {
+            cards.push((
                 "zeros in the prunable layers",
                 percent(a.sparsity),
                 format!(
@@ -113,14 +131,16 @@ impl Page {
                     percent(b.sparsity),
                     percent(a.sparsity_of_all)
                 ),
-            ),
+            ));
+        }
+        cards.extend([
             (
                 "weights left",
                 percent(ratio(left(a), left(b))),
                 format!("{} of {}", count(left(a)), count(left(b))),
             ),
             change("multiply-accumulates", b.sparse_macs, a.sparse_macs, count),
-        ];
+        ]);
         match (b.file_bytes, a.file_bytes) {
             (Some(b), Some(a)) if b > 0 => cards.push(change("file", b, a, bytes)),
             _ => cards.push(change(
@@ -233,7 +253,9 @@ impl Page {
             }
         };
         let rows: Vec<Row> = self.sidecar.layers.iter().map(row).collect();
-        let plan = &self.sidecar.plan;
+        let Some(plan) = &self.sidecar.plan else {
+            return String::new();
+        };
         let floor = match plan.sigma {
             0 => "There is no floor.".to_owned(),
             n => format!("The floor is {} weights a layer.", count(n as u64)),
@@ -295,7 +317,7 @@ impl Page {
             ("sparsity", "Sparsity", sparsity),
         ] {
             if !series.is_empty() {
-                let drawn = lines(id, &format!("{title} by epoch"), &series);
+                let drawn = lines(id, &format!("{title} by epoch"), "epoch", true, &series);
                 let _ = writeln!(
                     out,
                     "<figure><figcaption>{title}</figcaption>{drawn}</figure>"

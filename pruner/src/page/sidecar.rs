@@ -1,6 +1,7 @@
 //! What a page is made of: the sidecar of a run and the files that may stand beside it. Unknown keys are
 //! ignored; other versions are refused.
 
+use crate::tasks::Metric;
 use serde::Deserialize;
 
 /// The version of every file that is read.
@@ -17,7 +18,18 @@ pub struct Sidecar {
     pub output: Option<String>,
     pub recipe_sha256: String,
     pub recipe: serde_json::Value,
-    pub plan: Plan,
+    /// Of methods that set weights to zero.
+    pub plan: Option<Plan>,
+    /// Of methods that cut channels: what is left of each group.
+    #[serde(default)]
+    pub groups: Vec<Group>,
+    /// Names and metrics of tasks, and what rounds came to.
+    #[serde(default)]
+    pub tasks: Vec<String>,
+    #[serde(default)]
+    pub metrics: Vec<Metric>,
+    #[serde(default)]
+    pub rounds: Vec<Round>,
     pub note: Option<String>,
     pub mac_convention: String,
     pub before: State,
@@ -44,6 +56,24 @@ pub struct Plan {
 pub struct Planned {
     pub weight: String,
     pub floored: bool,
+}
+
+/// Channels, heads or neurons that go together.
+#[derive(Debug, Deserialize)]
+pub struct Group {
+    pub name: String,
+    pub units: usize,
+    pub removed: usize,
+}
+
+/// A round of cutting and training: the figures of every task before it, once cut, and once trained.
+#[derive(Debug, Deserialize)]
+pub struct Round {
+    pub left_after: f64,
+    pub losses_before: Vec<f64>,
+    pub losses_cut: Vec<f64>,
+    pub losses_after: Vec<f64>,
+    pub metrics: [Vec<f64>; 3],
 }
 
 #[derive(Debug, Deserialize)]
@@ -114,9 +144,12 @@ impl Sidecar {
     pub fn parse(text: &str) -> Result<Sidecar, String> {
         let sidecar: Sidecar = serde_json::from_str(text).map_err(|e| e.to_string())?;
         version(sidecar.schema)?;
-        match sidecar.kind.as_str() {
-            "prune" => Ok(sidecar),
-            other => Err(format!("a report of kind `{other}`, not `prune`")),
+        match (sidecar.kind.as_str(), &sidecar.plan) {
+            ("prune", Some(_)) | ("channels" | "pagcp", _) => Ok(sidecar),
+            ("prune", None) => Err("no plan".into()),
+            (other, _) => Err(format!(
+                "a report of kind `{other}`, not `prune`, `channels` or `pagcp`"
+            )),
         }
     }
 }
@@ -139,6 +172,21 @@ impl Latency {
             .ok_or("no latency by layer; `lacuna-bench MODEL --layers --json` prints it")?;
         version(latency.schema)?;
         Ok(latency)
+    }
+}
+
+impl Latency {
+    /// The same layers, dense as another run measured them: those of the model before its channels went.
+    pub fn against(self, before: &Latency) -> Latency {
+        let dense = |node: &str| before.layers.iter().find(|b| b.node == node);
+        let timed = |t: Timed| Timed {
+            dense_ms: dense(&t.node).map(|b| b.ms),
+            ..t
+        };
+        Latency {
+            layers: self.layers.into_iter().map(timed).collect(),
+            ..self
+        }
     }
 }
 

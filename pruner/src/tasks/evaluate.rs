@@ -162,6 +162,7 @@ pub(crate) fn part(head: &Head, target: &Target, at: usize, n: usize) -> Target 
     match target {
         Target::Classes(v) => Target::Classes(v[at * head.rows..(at + n) * head.rows].to_vec()),
         Target::Numbers(v) => Target::Numbers(v[at * each..(at + n) * each].to_vec()),
+        Target::Boxes(each, v) => Target::Boxes(*each, v[at * each..(at + n) * each].to_vec()),
     }
 }
 

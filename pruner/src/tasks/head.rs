@@ -1,5 +1,6 @@
 //! Tasks, once their outputs are found in a model.
 
+use super::boxes::Grid;
 use super::{LossName, Metric, TaskSettings, check, refuse};
 use crate::Result;
 use lacuna::Model;
@@ -24,6 +25,8 @@ pub(crate) struct Head {
     pub rows: usize,
     /// The output's shape without the batch.
     pub shape: Vec<usize>,
+    /// Of a detection head.
+    pub grid: Option<Grid>,
 }
 
 impl Head {
@@ -40,6 +43,7 @@ impl Head {
             width: classes,
             rows: 1,
             shape: vec![classes],
+            grid: None,
         }
     }
 
@@ -120,6 +124,28 @@ pub(crate) fn heads(model: &Model, tasks: &[TaskSettings]) -> Result<(Model, Vec
                 ),
             ));
         }
+        let grid = match (task.loss.is_of_boxes(), shape.as_slice()) {
+            (false, _) => None,
+            (true, [c, h, w])
+                if c % task.anchors.len().max(1) == 0 && c / task.anchors.len() > 5 =>
+            {
+                Some(Grid {
+                    size: [*h, *w],
+                    anchors: task.anchors.clone(),
+                    classes: c / task.anchors.len() - 5,
+                })
+            }
+            _ => {
+                return Err(refuse(
+                    &task.name,
+                    format!(
+                        "output `{}` has shape {dims:?}; {} anchors have 5 channels each, and one for each class, of rows and columns",
+                        task.output,
+                        task.anchors.len()
+                    ),
+                ));
+            }
+        };
         let metric = task.metric.unwrap_or(Metric::usual(task.loss, rows));
         if !metric.fits(task.loss) {
             return Err(refuse(
@@ -152,6 +178,7 @@ pub(crate) fn heads(model: &Model, tasks: &[TaskSettings]) -> Result<(Model, Vec
             width,
             rows,
             shape,
+            grid,
         });
     }
     if heads.is_empty() {

@@ -1,5 +1,6 @@
 //! Images with the labels of several tasks.
 
+use super::boxes::{Grid, LABEL};
 use super::{Head, LossName, Runner, Target, refuse};
 use crate::data::{self, Dataset, Samples, Tensors};
 use crate::{Error, Result};
@@ -15,6 +16,8 @@ pub(crate) enum Labels {
     Classes(usize, Vec<u16>),
     /// Numbers, so many of a sample, channels last.
     Numbers(usize, Vec<f32>),
+    /// Boxes, so many numbers of a sample.
+    Boxes(usize, Vec<f32>),
     /// What another network says.
     Teacher,
 }
@@ -44,6 +47,7 @@ impl Labels {
         match self {
             Labels::Classes(each, all) => Target::Classes(rows(*each, all, indices)),
             Labels::Numbers(each, all) => Target::Numbers(rows(*each, all, indices)),
+            Labels::Boxes(each, all) => Target::Boxes(*each, rows(*each, all, indices)),
             Labels::Teacher => Target::Numbers(Vec::new()),
         }
     }
@@ -133,6 +137,9 @@ impl TaskData {
 /// The labels of a tensor.
 fn read(head: &Head, view: &View<'_>, count: usize) -> Result<Labels, String> {
     let shape = view.shape();
+    if let Some(grid) = &head.grid {
+        return boxes(head, grid, view, count);
+    }
     let wanted = match (head.loss, head.shape.as_slice()) {
         (LossName::CrossEntropy, [_, rest @ ..]) if head.rows > 1 => rest,
         (LossName::CrossEntropy, _) => &[],
@@ -175,6 +182,37 @@ fn read(head: &Head, view: &View<'_>, count: usize) -> Result<Labels, String> {
         .map(label)
         .collect::<Result<_, String>>();
     Ok(Labels::Classes(each, values?))
+}
+
+/// Boxes of a tensor `[N, M, 5]`.
+fn boxes(head: &Head, grid: &Grid, view: &View<'_>, count: usize) -> Result<Labels, String> {
+    let &[n, most @ (1..), LABEL] = view.shape() else {
+        return Err(format!(
+            "shape {:?}; task `{}` takes [{count}, M, 5]: class, centre and size of each box",
+            view.shape(),
+            head.name
+        ));
+    };
+    if n != count {
+        return Err(format!("{n} images of {count} have boxes"));
+    }
+    let values = numbers(view)?;
+    for (i, label) in values.chunks_exact(LABEL).enumerate() {
+        let class = label[0];
+        let is_class = class.fract() == 0.0 && (class as usize) < grid.classes;
+        let inside = |v: &f32| (0.0..=1.0).contains(v);
+        let fits = is_class && label[1..].iter().all(inside) && label[3] > 0.0 && label[4] > 0.0;
+        if class >= 0.0 && !fits {
+            return Err(format!(
+                "box {} of image {} is {label:?}; task `{}` takes a class below {}, centre and size from 0 to 1",
+                i % most,
+                i / most,
+                head.name,
+                grid.classes
+            ));
+        }
+    }
+    Ok(Labels::Boxes(most * LABEL, values))
 }
 
 fn numbers(view: &View<'_>) -> Result<Vec<f32>, String> {

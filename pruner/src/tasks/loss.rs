@@ -10,6 +10,8 @@ pub(crate) enum Target {
     Classes(Vec<u16>),
     /// Numbers as the output lies.
     Numbers(Vec<f32>),
+    /// Labelled boxes, so many numbers of a sample.
+    Boxes(usize, Vec<f32>),
 }
 
 impl Target {
@@ -26,6 +28,7 @@ impl Target {
                 let each = head.rows * head.width;
                 Part::Numbers(&v[i * each..][..each])
             }
+            Target::Boxes(each, v) => Part::Boxes(&v[i * each..][..*each]),
         }
     }
 }
@@ -33,6 +36,7 @@ impl Target {
 enum Part<'a> {
     Classes(&'a [u16]),
     Numbers(&'a [f32]),
+    Boxes(&'a [f32]),
 }
 
 /// What a batch's outputs are worth to a task.
@@ -69,6 +73,11 @@ pub(crate) fn losses(
     let samples = values.par_chunks_exact_mut(each).enumerate();
     samples
         .map(|(i, values)| match (head.loss, target.sample(head, i)) {
+            (loss, Part::Boxes(labels)) => {
+                let grid = head.grid.as_ref();
+                let own = grid.map(|g| g.loss(loss, values, labels, smoothing, factor));
+                (own.unwrap_or_default(), false)
+            }
             (_, Part::Classes(labels)) => cross_entropy(head, values, labels, smoothing, factor),
             (LossName::Kl, Part::Numbers(wanted)) => {
                 (divergence(head, values, wanted, factor), false)

@@ -1,5 +1,6 @@
 //! What is reported of a task.
 
+use super::precision::Precision;
 use super::{Head, LossName, Target};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -21,16 +22,19 @@ pub enum Metric {
     Rmse,
     /// The share of samples or pixels for which the largest output is that of the other network.
     Agreement,
+    /// Mean average precision of a detection head's boxes at an IoU of 0.5.
+    Map50,
 }
 
 impl Metric {
-    const ALL: [Metric; 6] = [
+    const ALL: [Metric; 7] = [
         Metric::Top1,
         Metric::PixelAccuracy,
         Metric::MeanIou,
         Metric::Mae,
         Metric::Rmse,
         Metric::Agreement,
+        Metric::Map50,
     ];
 
     /// Its name on the command line.
@@ -42,6 +46,7 @@ impl Metric {
             Metric::Mae => "mae",
             Metric::Rmse => "rmse",
             Metric::Agreement => "agreement",
+            Metric::Map50 => "map50",
         }
     }
 
@@ -58,6 +63,7 @@ impl Metric {
             LossName::Mse => Metric::Rmse,
             LossName::SmoothL1 => Metric::Mae,
             LossName::Kl => Metric::Agreement,
+            LossName::Box | LossName::Objectness | LossName::Class => Metric::Map50,
         }
     }
 
@@ -67,7 +73,8 @@ impl Metric {
             Metric::Top1 | Metric::PixelAccuracy | Metric::MeanIou => {
                 loss == LossName::CrossEntropy
             }
-            Metric::Mae | Metric::Rmse => !loss.is_of_classes(),
+            Metric::Mae | Metric::Rmse => !loss.is_of_classes() && !loss.is_of_boxes(),
+            Metric::Map50 => loss.is_of_boxes(),
             Metric::Agreement => loss == LossName::Kl,
         }
     }
@@ -112,6 +119,7 @@ pub(crate) struct Tally {
     squares: f64,
     /// By class: pixels of both, labelled, predicted.
     classes: Vec<[u64; 3]>,
+    precision: Precision,
 }
 
 impl Tally {
@@ -123,6 +131,7 @@ impl Tally {
             magnitudes: 0.0,
             squares: 0.0,
             classes: vec![[0; 3]; head.width],
+            precision: Precision::new(head.grid.as_ref().map_or(0, |g| g.classes)),
         }
     }
 
@@ -130,6 +139,14 @@ impl Tally {
     pub fn count(&mut self, head: &Head, values: &[f32], target: &Target) {
         let rows = values.chunks_exact(head.width);
         match target {
+            Target::Boxes(each, boxes) => {
+                let images = values.chunks_exact(head.rows * head.width);
+                for (grid, (values, boxes)) in
+                    (head.grid.iter().cycle()).zip(images.zip(boxes.chunks_exact(*each)))
+                {
+                    self.precision.count(grid, values, boxes);
+                }
+            }
             Target::Classes(labels) => {
                 for (row, &label) in rows.zip(labels) {
                     if Some(label) == head.ignore {
@@ -165,6 +182,7 @@ impl Tally {
         let counted = self.counted.max(1) as f64;
         match self.metric {
             Metric::Top1 | Metric::PixelAccuracy | Metric::Agreement => self.right as f64 / counted,
+            Metric::Map50 => self.precision.value(),
             Metric::Mae => self.magnitudes / counted,
             Metric::Rmse => (self.squares / counted).sqrt(),
             Metric::MeanIou => {

@@ -3,11 +3,13 @@
 //! A network with several outputs trains on the weighted sum of its tasks' losses; what prunes it can ask each task by
 //! itself what a cut costs. A task without labels is the distance to another network's output.
 
+mod boxes;
 mod evaluate;
 mod head;
 mod labels;
 mod loss;
 mod metric;
+mod precision;
 
 pub use evaluate::{TaskFigures, TaskOptions, evaluate_tasks};
 pub use metric::Metric;
@@ -43,6 +45,9 @@ pub struct TaskSettings {
     /// A label that does not count, such as 255.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignore: Option<u16>,
+    /// Of losses of boxes: width and height of each anchor, as shares of the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub anchors: Vec<[f64; 2]>,
     /// What is reported of it; chosen by the loss and the output where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<Metric>,
@@ -70,19 +75,34 @@ pub enum LossName {
     SmoothL1,
     /// Kullback-Leibler divergence of softmaxes over the channels, from the other network's output to this one.
     Kl,
+    /// 1 less the complete IoU of the boxes that anchors answer for, as YOLOv5's: of an output `[N, A * (5 + K), H, W]`, and labels
+    /// `[N, M, 5]` of class, centre and size as shares of the image, a class below 0 where there are fewer boxes.
+    Box,
+    /// Binary cross-entropy of the objectness of every anchor of the same output with its IoU.
+    Objectness,
+    /// Binary cross-entropy of the classes of the boxes that anchors answer for.
+    Class,
 }
 
 impl LossName {
-    const ALL: [(&'static str, LossName); 4] = [
+    const ALL: [(&'static str, LossName); 7] = [
         ("cross-entropy", LossName::CrossEntropy),
         ("mse", LossName::Mse),
         ("smooth-l1", LossName::SmoothL1),
         ("kl", LossName::Kl),
+        ("box", LossName::Box),
+        ("objectness", LossName::Objectness),
+        ("class", LossName::Class),
     ];
 
     /// Whether the output is logits of a softmax over its channels.
     pub(crate) fn is_of_classes(self) -> bool {
         matches!(self, LossName::CrossEntropy | LossName::Kl)
+    }
+
+    /// Whether the output is that of a detection head.
+    pub(crate) fn is_of_boxes(self) -> bool {
+        matches!(self, LossName::Box | LossName::Objectness | LossName::Class)
     }
 }
 
@@ -103,10 +123,18 @@ impl TaskSettings {
         if !self.weight.is_finite() || self.weight < 0.0 {
             return refuse(format!("a weight of {}", self.weight));
         }
+        let side = |s: &f64| *s > 0.0 && *s <= 1.0;
+        if self.loss.is_of_boxes() == self.anchors.is_empty() {
+            return refuse("losses of boxes have anchors, and no others do".into());
+        }
+        if let Some([w, h]) = self.anchors.iter().find(|a| !a.iter().all(side)) {
+            return refuse(format!("an anchor of {w} x {h} is no share of the image"));
+        }
         match (self.loss, &self.labels) {
             (LossName::CrossEntropy, None) => {
                 refuse("cross-entropy needs labels; without them take kl or mse".into())
             }
+            (loss, None) if loss.is_of_boxes() => refuse("losses of boxes need labels".into()),
             (LossName::Kl, Some(labels)) => refuse(format!(
                 "kl compares with another network's output; it takes no labels `{labels}`"
             )),
@@ -137,6 +165,7 @@ impl FromStr for TaskSettings {
             labels: None,
             weight: 1.0,
             ignore: None,
+            anchors: Vec::new(),
             metric: None,
         };
         let mut has_loss = false;
@@ -150,6 +179,16 @@ impl FromStr for TaskSettings {
                 "labels" => task.labels = Some(value.to_owned()),
                 "weight" => task.weight = value.parse().map_err(|_| number("weight"))?,
                 "ignore" => task.ignore = Some(value.parse().map_err(|_| number("label"))?),
+                "anchors" => {
+                    let one = |text: &str| -> Option<[f64; 2]> {
+                        let (w, h) = text.split_once('x')?;
+                        Some([w.parse().ok()?, h.parse().ok()?])
+                    };
+                    let all = value.split('/').map(one).collect::<Option<_>>();
+                    task.anchors = all.ok_or_else(|| {
+                        format!("anchors `{value}`: sizes such as 0.1x0.2/0.3x0.25")
+                    })?;
+                }
                 "metric" => task.metric = Some(value.parse()?),
                 "loss" => {
                     has_loss = true;
@@ -161,7 +200,7 @@ impl FromStr for TaskSettings {
                 }
                 _ => {
                     return Err(format!(
-                        "`{key}` is none of name, output, loss, labels, weight, ignore, metric"
+                        "`{key}` is none of name, output, loss, labels, weight, ignore, anchors, metric"
                     ));
                 }
             }

@@ -4,6 +4,7 @@ use super::axes::{axis, mean, pad, select, slice};
 use super::cell;
 use super::conv::Conv;
 use super::dense::Dense;
+use super::instance::Planes;
 use super::layout::{Moved, Selection, broadcast, reshaped, stored, stored_axis};
 use super::network::Parameter;
 use super::pointwise::{Activation, Binary};
@@ -29,6 +30,10 @@ pub(super) enum Source {
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
     Conv(Conv),
+    /// The way back through a convolution from the output to the input.
+    ConvTranspose(Conv),
+    /// Every plane by its own mean and variance.
+    Planes(Planes),
     Norm {
         epsilon: f32,
         batch: usize,
@@ -317,6 +322,42 @@ fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -
                 groups: *groups,
             })
         }
+        Op::ConvTranspose {
+            strides,
+            pads,
+            dilations,
+            groups,
+            ..
+        } => {
+            if !is_parameter[1] || is_parameter.len() > 2 && !ins[2].is_empty() && !is_parameter[2]
+            {
+                return Err(at(node, "its weight is computed"));
+            }
+            Kind::ConvTranspose(Conv {
+                batch: x[0],
+                input: [out[2], out[3]],
+                output: [x[2], x[3]],
+                channels: [out[1], x[1]],
+                kernel: [ins[1][2], ins[1][3]],
+                strides: *strides,
+                pads: *pads,
+                dilations: *dilations,
+                groups: *groups,
+            })
+        }
+        Op::InstanceNormalization { epsilon } => {
+            if !is_parameter[1] || !is_parameter[2] || x.len() != 4 {
+                return Err(at(
+                    node,
+                    "its scale or bias is computed, or its input is no image",
+                ));
+            }
+            Kind::Planes(Planes {
+                channels: x[1],
+                size: x[2] * x[3],
+                epsilon: *epsilon,
+            })
+        }
         Op::BatchNormalization { epsilon } => {
             if !is_parameter[1..].iter().all(|p| *p) {
                 return Err(at(node, "its scale or statistics are computed"));
@@ -352,6 +393,7 @@ fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -
         Op::HardSwish => Kind::Activation(Activation::HardSwish),
         Op::Sigmoid => Kind::Activation(Activation::Sigmoid),
         Op::Tanh => Kind::Activation(Activation::Tanh),
+        Op::Erf => Kind::Activation(Activation::Erf),
         Op::Swish { alpha } => Kind::Activation(Activation::Swish(*alpha)),
         Op::Gelu { approximate } => Kind::Activation(Activation::Gelu(*approximate)),
         Op::MaxPool(window) | Op::AveragePool { window, .. } => {
@@ -452,6 +494,7 @@ fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -
         Op::Sub => binary(Binary::Sub),
         Op::Mul => binary(Binary::Mul),
         Op::Div => binary(Binary::Div),
+        Op::PRelu => binary(Binary::PRelu),
         Op::Concat { axis: a } => {
             if is_parameter.iter().any(|p| *p) {
                 return Err(at(node, "it joins a weight"));
@@ -512,9 +555,7 @@ fn kind(node: &Node, ins: &[Vec<usize>], out: &[usize], is_parameter: &[bool]) -
         | Op::RotaryEmbedding { .. }
         | Op::PositionEmbedding
         | Op::Attention { .. }
-        | Op::MaskedMean
-        | Op::PRelu
-        | Op::InstanceNormalization { .. } => {
+        | Op::MaskedMean => {
             return Err(at(node, refuses(&node.op).unwrap_or_default()));
         }
         Op::FastGRNN => return Err(at(node, "its state is not carried from step to step")),

@@ -245,6 +245,54 @@ fn convolutions_have_candles_gradients() {
 }
 
 #[test]
+fn transposed_convolutions_have_candles_gradients() {
+    for (own, kernel, strides, pads, output_padding, dilations, groups) in [
+        (5, [2, 2], [2, 2], [0; 4], [0, 0], [1, 1], 1),
+        (35, [3, 3], [2, 2], [1; 4], [1, 1], [1, 1], 1),
+        (5, [4, 3], [2, 1], [1, 0, 2, 1], [0, 0], [1, 1], 1),
+        (4, [3, 3], [1, 1], [1; 4], [0, 0], [1, 1], 1),
+        (4, [3, 2], [3, 2], [0, 1, 1, 0], [2, 0], [2, 3], 1),
+        (2, [3, 3], [2, 2], [1; 4], [0, 1], [1, 1], 3),
+        (1, [4, 4], [2, 2], [1; 4], [0, 0], [1, 1], 6),
+    ] {
+        let mut net = net();
+        let x = net.last.clone();
+        let (w, b) = (
+            net.weight(&[6, own, kernel[0], kernel[1]]),
+            net.weight(&[own * groups]),
+        );
+        let op = Op::ConvTranspose {
+            strides,
+            pads,
+            output_padding,
+            dilations,
+            groups,
+        };
+        net.node(op.clone(), &[&x, &w, &b]);
+        against_candle(&format!("{op:?}"), net);
+    }
+}
+
+#[test]
+fn normalised_planes_and_slopes_have_candles_gradients() {
+    // Behind the stem alone its bias would have no gradient.
+    let mut planes = net().then(Op::Tanh);
+    let (x, s, b) = (
+        planes.last.clone(),
+        planes.weight(&[6]),
+        planes.weight(&[6]),
+    );
+    planes.node(Op::InstanceNormalization { epsilon: 1e-3 }, &[&x, &s, &b]);
+    against_candle("instance normalisation", planes);
+    for shape in [&[6, 1, 1][..], &[1], &[6, 1, 9]] {
+        let mut slopes = net();
+        let (x, s) = (slopes.last.clone(), slopes.weight(shape));
+        slopes.node(Op::PRelu, &[&x, &s]);
+        against_candle(&format!("slopes {shape:?}"), slopes);
+    }
+}
+
+#[test]
 fn functions_of_one_number_have_candles_gradients() {
     for op in [
         Op::Relu,
@@ -260,6 +308,7 @@ fn functions_of_one_number_have_candles_gradients() {
         Op::HardSwish,
         Op::Sigmoid,
         Op::Tanh,
+        Op::Erf,
         Op::Swish { alpha: 1.5 },
         Op::Gelu { approximate: true },
         Op::Gelu { approximate: false },

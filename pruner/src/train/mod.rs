@@ -19,6 +19,7 @@ mod engine;
 mod engines;
 #[cfg(test)]
 mod gradients;
+mod instance;
 mod layout;
 mod loader;
 mod network;

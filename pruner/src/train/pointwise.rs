@@ -14,6 +14,7 @@ pub(super) enum Activation {
     HardSwish,
     Sigmoid,
     Tanh,
+    Erf,
     Swish(f32),
     /// Whether it is the tanh approximation.
     Gelu(bool),
@@ -42,6 +43,7 @@ impl Activation {
             Activation::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
             Activation::Sigmoid => sigmoid(x),
             Activation::Tanh => x.tanh(),
+            Activation::Erf => 2.0 * normal(x * std::f32::consts::SQRT_2) - 1.0,
             Activation::Swish(alpha) => x * sigmoid(alpha * x),
             Activation::Gelu(true) => 0.5 * x * (1.0 + tanh_argument(x).tanh()),
             Activation::Gelu(false) => x * normal(x),
@@ -77,6 +79,7 @@ impl Activation {
                 y * (1.0 - y)
             }
             Activation::Tanh => 1.0 - x.tanh() * x.tanh(),
+            Activation::Erf => std::f32::consts::FRAC_2_SQRT_PI * (-x * x).exp(),
             Activation::Swish(alpha) => {
                 let s = sigmoid(alpha * x);
                 s + alpha * x * s * (1.0 - s)
@@ -138,6 +141,8 @@ pub(super) enum Binary {
     Sub,
     Mul,
     Div,
+    /// `a` where positive, else `a * b`.
+    PRelu,
 }
 
 impl Binary {
@@ -148,6 +153,13 @@ impl Binary {
             Binary::Sub => a - b,
             Binary::Mul => a * b,
             Binary::Div => a / b,
+            Binary::PRelu => {
+                if a > 0.0 {
+                    a
+                } else {
+                    a * b
+                }
+            }
         }
     }
 
@@ -159,6 +171,8 @@ impl Binary {
             Binary::Sub => [1.0, -1.0],
             Binary::Mul => [b, a],
             Binary::Div => [1.0 / b, -a / (b * b)],
+            Binary::PRelu if a > 0.0 => [1.0, 0.0],
+            Binary::PRelu => [b, a],
         }
     }
 

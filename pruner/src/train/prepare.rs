@@ -15,7 +15,10 @@ pub(super) const BATCH: &str = "N";
 pub const fn refuses(op: &Op) -> Option<&'static str> {
     match op {
         Op::Conv { .. }
+        | Op::ConvTranspose { .. }
         | Op::BatchNormalization { .. }
+        | Op::InstanceNormalization { .. }
+        | Op::PRelu
         | Op::Relu
         | Op::LeakyRelu { .. }
         | Op::Clip { .. }
@@ -23,6 +26,7 @@ pub const fn refuses(op: &Op) -> Option<&'static str> {
         | Op::HardSwish
         | Op::Sigmoid
         | Op::Tanh
+        | Op::Erf
         | Op::MaxPool(_)
         | Op::AveragePool { .. }
         | Op::GlobalAveragePool
@@ -50,8 +54,6 @@ pub const fn refuses(op: &Op) -> Option<&'static str> {
         Op::Gemm { trans_a: true, .. } => {
             Some("a transposed left operand mixes the images of a batch")
         }
-        Op::PRelu => Some("its slopes have no gradient here"),
-        Op::InstanceNormalization { .. } => Some("it has no gradient here"),
         Op::Gather { .. }
         | Op::RMSNormalization { .. }
         | Op::LayerNormalization { .. }
@@ -167,8 +169,11 @@ fn role(graph: &Graph, name: &str, len: usize) -> Role {
                 continue;
             }
             role = match node.op {
-                Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul { .. } if i == 1 => Role::Weight,
-                Op::Conv { .. } | Op::Gemm { .. } if i == 2 => Role::Vector,
+                _ if node.op.weight_input() == Some(i) => Role::Weight,
+                Op::Conv { .. } | Op::ConvTranspose { .. } | Op::Gemm { .. } if i == 2 => {
+                    Role::Vector
+                }
+                Op::PRelu | Op::InstanceNormalization { .. } if i > 0 => Role::Vector,
                 Op::BatchNormalization { .. } if i < 3 => Role::Vector,
                 Op::BatchNormalization { .. } => return Role::Statistic,
                 Op::FastGRNN => Role::Vector,

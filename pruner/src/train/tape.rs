@@ -136,6 +136,8 @@ impl Run {
         };
         match &step.kind {
             Kind::Conv(conv) => conv.forward(isa, x, input(1), optional(2), y),
+            Kind::ConvTranspose(conv) => conv.forward_transposed(isa, x, input(1), optional(2), y),
+            Kind::Planes(planes) => planes.forward(x, [input(1), input(2)], y),
             Kind::Norm {
                 epsilon,
                 batch,
@@ -280,6 +282,28 @@ impl Run {
                 }
                 give(own, source(1), dw);
                 give(own, source(2), db);
+            }
+            Kind::ConvTranspose(conv) => {
+                let (mut dw, mut db) = (take(own, source(1)), take(own, source(2)));
+                let weight = read(&self.values, parameters, source(1));
+                let bias = source(2).map(|_| db.as_mut_slice());
+                conv.backward_transposed(isa, x, weight, &dy, &mut dw, bias, buffers);
+                if let Some(v) = step.wants(0) {
+                    let mut dx = buffers.take(x.len());
+                    conv.forward(isa, &dy, weight, None, &mut dx);
+                    pass(gradients, Some(v), dx, buffers);
+                }
+                give(own, source(1), dw);
+                give(own, source(2), db);
+            }
+            Kind::Planes(planes) => {
+                let (mut ds, mut db) = (take(own, source(1)), take(own, source(2)));
+                let scale = read(&self.values, parameters, source(1));
+                planes.backward(x, scale, &mut dy, [&mut ds, &mut db]);
+                give(own, source(1), ds);
+                give(own, source(2), db);
+                pass(gradients, step.wants(0), dy, buffers);
+                return;
             }
             Kind::Norm { batch, limits, .. } => {
                 let (mut ds, mut db) = (take(own, source(1)), take(own, source(2)));

@@ -388,6 +388,40 @@ pub fn unet(seed: u64) -> Model {
     n.finish(&[&y])
 }
 
+/// Transposed convolutions: of all channels, of groups, and of single channels.
+pub fn transposed(seed: u64) -> Model {
+    let mut n = Net::new("transposed", 2, 8, seed);
+    let up = |n: &mut Net, name: &str, x: &str, own: usize, how: [usize; 5]| {
+        let [kernel, stride, pad, more, groups] = how;
+        let shape = [n.shape(x)[1], own, kernel, kernel];
+        let weight = n.weight(&format!("{name}.weight"), &shape, 0.5, 0.0);
+        let bias = n.weight(&format!("{name}.bias"), &[own * groups], 0.3, 0.0);
+        let op = Op::ConvTranspose {
+            strides: [stride; 2],
+            pads: [pad; 4],
+            output_padding: [more; 2],
+            dilations: [1; 2],
+            groups,
+        };
+        let y = n.node(name, op, &[x, &weight, &bias]);
+        n.norm(&format!("{name}.bn"), &y)
+    };
+    let a = n.block("a", "x", 6, [3, 1, 1], Op::Relu);
+    let b = n.block("b", &a, 9, [3, 2, 1], Op::Gelu { approximate: true });
+    let y = up(&mut n, "up", &b, 7, [2, 2, 0, 0, 1]);
+    let y = n.node("up.act", Op::Gelu { approximate: false }, &[&y]);
+    let y = n.concat("cat", &[&y, &a]);
+    let y = n.block("c", &y, 8, [3, 1, 1], Op::Erf);
+    let y = up(&mut n, "groups", &y, 3, [3, 2, 1, 1, 2]);
+    let y = n.node("groups.act", Op::LeakyRelu { alpha: 0.1 }, &[&y]);
+    let y = n.conv("mix", &y, 6, 1, 1, 1);
+    let y = n.node("mix.act", Op::Relu, &[&y]);
+    let y = up(&mut n, "single", &y, 1, [4, 2, 1, 0, 6]);
+    let y = n.node("single.act", Op::Relu, &[&y]);
+    let y = n.conv("out", &y, 3, 1, 1, 1);
+    n.finish(&[&y])
+}
+
 /// Convolutions, flattened into linear layers.
 pub fn vgg(seed: u64) -> Model {
     let mut n = Net::new("vgg", 2, 8, seed);

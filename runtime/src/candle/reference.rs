@@ -139,6 +139,7 @@ impl Reference {
     pub const fn refuses(op: &Op) -> Option<&'static str> {
         match op {
             Op::Conv { .. }
+            | Op::ConvTranspose { .. }
             | Op::BatchNormalization { .. }
             | Op::InstanceNormalization { .. }
             | Op::Relu
@@ -148,6 +149,7 @@ impl Reference {
             | Op::HardSwish
             | Op::Sigmoid
             | Op::Tanh
+            | Op::Erf
             | Op::MaxPool(_)
             | Op::AveragePool { .. }
             | Op::GlobalAveragePool
@@ -377,6 +379,16 @@ fn execute(op: &Op, inputs: &[Option<Tensor>], output: &[usize]) -> candle_core:
             let attributes = (*strides, *padding, *dilations, *groups);
             window::conv(x, need(1)?, optional(2), attributes, output)
         }
+        Op::ConvTranspose {
+            strides,
+            pads,
+            dilations,
+            groups,
+            ..
+        } => {
+            let attributes = (*strides, *pads, *dilations, *groups);
+            window::conv_transpose(x, need(1)?, optional(2), attributes, output)
+        }
         Op::BatchNormalization { epsilon } => {
             ops::batch_norm(x, [need(1)?, need(2)?, need(3)?, need(4)?], *epsilon)
         }
@@ -393,6 +405,7 @@ fn execute(op: &Op, inputs: &[Option<Tensor>], output: &[usize]) -> candle_core:
         Op::HardSwish => x * ops::hard_sigmoid(x, 1.0 / 6.0, 0.5)?,
         Op::Sigmoid => candle_nn::ops::sigmoid(x),
         Op::Tanh => x.tanh(),
+        Op::Erf => x.erf(),
         Op::MaxPool(window) => window::max_pool(x, window, output),
         Op::AveragePool {
             window,

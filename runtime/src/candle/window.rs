@@ -5,7 +5,7 @@
 //! to exactly what the windows read, and pools, depthwise convolutions and uneven strides and
 //! dilations are composed of slices.
 
-use super::ops::{filled, take};
+use super::ops::{MAX_ELEMENTS, filled, take};
 use crate::model::{Padding, Window, padding_for};
 use candle_core::{Result, Tensor, bail};
 
@@ -123,6 +123,66 @@ pub(super) fn conv(
         Some(bias) => y.broadcast_add(&bias.reshape((1, channels, 1, 1))?),
         None => Ok(y),
     }
+}
+
+/// The transpose of a convolution, to an output of shape `output`: the convolution, with the weight turned around, of the input
+/// with zeros between its elements.
+pub(super) fn conv_transpose(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    (strides, pads, dilations, groups): ([usize; 2], [usize; 4], [usize; 2], usize),
+    output: &[usize],
+) -> Result<Tensor> {
+    let (channels, per_group, kh, kw) = weight.dims4()?;
+    let kernel = [kh, kw];
+    let mut wide = x.clone();
+    let spaced = strides
+        .iter()
+        .try_fold(x.elem_count(), |n, &s| n.checked_mul(s));
+    if spaced.is_none_or(|n| n > MAX_ELEMENTS) {
+        bail!(
+            "strides {strides:?} of an input {:?} are beyond {MAX_ELEMENTS} elements",
+            x.dims()
+        );
+    }
+    for (i, dim) in [2, 3].into_iter().enumerate() {
+        wide = spread(&wide, dim, strides[i])?;
+        // Where the first window starts, before the first element or behind it.
+        let before = (kernel[i] - 1) * dilations[i];
+        let len = wide.dim(dim)?;
+        let span = output[dim] + before;
+        let mut parts = Vec::new();
+        match before.checked_sub(pads[i]) {
+            Some(0) => parts.push(wide),
+            Some(n) => parts.extend([filled(&wide, dim, n, 0.0)?, wide]),
+            None => {
+                let cut = (pads[i] - before).min(len);
+                parts.push(wide.narrow(dim, cut, len - cut)?);
+            }
+        }
+        let have: usize = parts.iter().map(|p| p.dim(dim)).sum::<Result<usize>>()?;
+        if have < span {
+            parts.push(filled(&parts[0], dim, span - have, 0.0)?);
+        }
+        wide = Tensor::cat(&parts, dim)?.narrow(dim, 0, span)?;
+    }
+    let weight = weight
+        .reshape((groups, channels / groups, per_group, kh * kw))?
+        .transpose(1, 2)?
+        .contiguous()?
+        .reshape((groups * per_group, channels / groups, kh * kw))?;
+    let weight = turned(&weight)?.reshape((groups * per_group, channels / groups, kh, kw))?;
+    let attributes = ([1, 1], Padding::NONE, dilations, groups);
+    conv(&wide, &weight, bias, attributes, output)
+}
+
+/// The last axis from its end to its start.
+fn turned(x: &Tensor) -> Result<Tensor> {
+    let last = x.rank() - 1;
+    let n = x.dim(last)? as u32;
+    let indices = Tensor::from_vec((0..n).rev().collect::<Vec<u32>>(), n as usize, x.device())?;
+    x.contiguous()?.index_select(&indices, last)
 }
 
 /// Candle's convolution. The fitted input makes its gradient exact on both axes.

@@ -215,7 +215,9 @@ impl Model {
         model.derived = Derived::default();
         for (name, node) in self.prunable() {
             let weight = &self.weights[name];
-            if matches!(node.op, Op::Conv { .. }) || !weight.dtype().is_float() {
+            if matches!(node.op, Op::Conv { .. } | Op::ConvTranspose { .. })
+                || !weight.dtype().is_float()
+            {
                 continue;
             }
             let scaled = weight.to_scaled(group).map_err(|what| Error::Weight {

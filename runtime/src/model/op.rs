@@ -66,6 +66,20 @@ pub enum Op {
         /// Channel groups; `C` and `O` are multiples of it.
         groups: usize,
     },
+    /// `x [N,C,H,W], weight [C,O/groups,kh,kw], bias [O]?`: the transpose of a 2-D convolution, to
+    /// `(H - 1) * stride + (kh - 1) * dilation + 1 + output_padding` rows less the padding, and columns alike.
+    ConvTranspose {
+        /// Vertical and horizontal stride of the convolution.
+        strides: [usize; 2],
+        /// Rows and columns that go from the output: `[top, left, bottom, right]`.
+        pads: [usize; 4],
+        /// Rows and columns more at the bottom and at the right.
+        output_padding: [usize; 2],
+        /// Vertical and horizontal dilation.
+        dilations: [usize; 2],
+        /// Channel groups; `C` and `O` are multiples of it.
+        groups: usize,
+    },
     /// `x [N,C,...], scale [C], bias [C], mean [C], variance [C]`: inference mode.
     BatchNormalization {
         /// Added to the variance.
@@ -107,6 +121,8 @@ pub enum Op {
     Sigmoid,
     /// Hyperbolic tangent.
     Tanh,
+    /// The error function.
+    Erf,
     /// `x [N,C,H,W]`: largest element of each window; padding never wins.
     MaxPool(Window),
     /// `x [N,C,H,W]`: mean of each window.
@@ -298,6 +314,7 @@ impl Op {
     pub const fn name(&self) -> &'static str {
         match self {
             Op::Conv { .. } => "Conv",
+            Op::ConvTranspose { .. } => "ConvTranspose",
             Op::BatchNormalization { .. } => "BatchNormalization",
             Op::InstanceNormalization { .. } => "InstanceNormalization",
             Op::Relu => "Relu",
@@ -308,6 +325,7 @@ impl Op {
             Op::HardSwish => "HardSwish",
             Op::Sigmoid => "Sigmoid",
             Op::Tanh => "Tanh",
+            Op::Erf => "Erf",
             Op::MaxPool(_) => "MaxPool",
             Op::AveragePool { .. } => "AveragePool",
             Op::Resize { .. } => "Resize",
@@ -346,7 +364,7 @@ impl Op {
     /// The fewest and the most inputs.
     pub const fn arity(&self) -> (usize, usize) {
         match self {
-            Op::Conv { .. } => (2, 3),
+            Op::Conv { .. } | Op::ConvTranspose { .. } => (2, 3),
             Op::BatchNormalization { .. } => (5, 5),
             Op::InstanceNormalization { .. } => (3, 3),
             Op::Gemm { .. } => (2, 3),
@@ -384,7 +402,9 @@ impl Op {
     /// The position of the input that holds a prunable weight, for operators that have one.
     pub const fn weight_input(&self) -> Option<usize> {
         match self {
-            Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul { .. } => Some(1),
+            Op::Conv { .. } | Op::ConvTranspose { .. } | Op::Gemm { .. } | Op::MatMul { .. } => {
+                Some(1)
+            }
             _ => None,
         }
     }

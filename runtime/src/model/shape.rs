@@ -125,6 +125,7 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
         | Op::HardSwish
         | Op::Sigmoid
         | Op::Tanh
+        | Op::Erf
         | Op::Swish { .. }
         | Op::Gelu { .. }
         | Op::Identity => Ok(x.to_vec()),
@@ -145,6 +146,46 @@ fn node_shape(op: &Op, inputs: &[Option<&[Dim]>]) -> Inferred {
             *dilations,
             *groups,
         ),
+        Op::ConvTranspose {
+            strides,
+            pads,
+            output_padding,
+            dilations,
+            groups,
+        } => {
+            let [n, c, h, w] = four(x)?;
+            let [ci, o, kh, kw] = four(need(1)?).map_err(|e| format!("weight: {e}"))?;
+            let (c, ci, o) = (size(&c)?, size(&ci)?, size(&o)?);
+            if *groups == 0 || ci != c || !c.is_multiple_of(*groups) {
+                return Err(format!(
+                    "{c} channels and weight {} do not fit {groups} groups",
+                    show(need(1)?)
+                ));
+            }
+            let outputs = o.checked_mul(*groups).ok_or("the shape overflows")?;
+            if let Some(bias) = inputs.get(2).copied().flatten()
+                && bias != [Dim::Fixed(outputs)]
+            {
+                return Err(format!("bias has shape {}, not [{outputs}]", show(bias)));
+            }
+            let (input, kernel) = ([size(&h)?, size(&w)?], [size(&kh)?, size(&kw)?]);
+            limited(&[input, kernel, *strides, *dilations], pads)?;
+            limited(&[*output_padding], &[])?;
+            let along = |i: usize| {
+                if input[i] == 0 {
+                    return Err("an input without elements".to_owned());
+                }
+                let whole = (input[i] - 1) * strides[i]
+                    + (kernel[i] - 1) * dilations[i]
+                    + 1
+                    + output_padding[i];
+                match whole.checked_sub(pads[i] + pads[i + 2]) {
+                    Some(n) if n > 0 => Ok(Dim::Fixed(n)),
+                    _ => Err(format!("padding {pads:?} leaves nothing of {whole}")),
+                }
+            };
+            Ok(vec![n, Dim::Fixed(outputs), along(0)?, along(1)?])
+        }
         Op::BatchNormalization { .. } | Op::InstanceNormalization { .. } => {
             let channels = x.get(1).ok_or("the input has fewer than two axes")?;
             for i in 1..inputs.len() {
@@ -484,25 +525,12 @@ fn windows(window: &Window, h: &Dim, w: &Dim) -> Result<[Dim; 2], String> {
         dilations,
         ceil_mode,
     } = *window;
-    if kernel.contains(&0) || strides.contains(&0) || dilations.contains(&0) {
-        return Err(format!(
-            "kernel {kernel:?}, strides {strides:?} and dilations {dilations:?} must be positive"
-        ));
-    }
-    const LIMIT: usize = 1 << 24;
     let explicit = if let Padding::Explicit(p) = padding {
         p
     } else {
         [0; 4]
     };
-    if let Some(v) = [kernel, strides, dilations, input]
-        .as_flattened()
-        .iter()
-        .chain(&explicit)
-        .find(|&&v| v > LIMIT)
-    {
-        return Err(format!("the value {v} is beyond the limit of {LIMIT}"));
-    }
+    limited(&[input, kernel, strides, dilations], &explicit)?;
     let pads = padding_for(padding, input, kernel, strides, dilations);
     let mut out = [Dim::Fixed(0), Dim::Fixed(0)];
     for i in 0..2 {
@@ -523,6 +551,23 @@ fn windows(window: &Window, h: &Dim, w: &Dim) -> Result<[Dim; 2], String> {
         out[i] = Dim::Fixed(count);
     }
     Ok(out)
+}
+
+/// Bounds the sizes of a window; all but the first, the input, are positive where there are four.
+fn limited(sizes: &[[usize; 2]], pads: &[usize]) -> Result<(), String> {
+    if let [_, kernel, strides, dilations] = sizes
+        && [kernel, strides, dilations].iter().any(|v| v.contains(&0))
+    {
+        return Err(format!(
+            "kernel {kernel:?}, strides {strides:?} and dilations {dilations:?} must be positive"
+        ));
+    }
+    const LIMIT: usize = 1 << 24;
+    let mut all = sizes.as_flattened().iter().chain(pads);
+    match all.find(|&&v| v > LIMIT) {
+        Some(v) => Err(format!("the value {v} is beyond the limit of {LIMIT}")),
+        None => Ok(()),
+    }
 }
 
 fn gemm(a: &[Dim], b: &[Dim], c: Option<&[Dim]>, trans_a: bool, trans_b: bool) -> Inferred {

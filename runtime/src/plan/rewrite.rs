@@ -144,7 +144,7 @@ impl Fusion<'_, '_> {
             return Ok(None);
         };
         let unit = &mut self.list[at];
-        let weight = matches!(unit.node.op, Op::Conv { .. });
+        let weight = matches!(unit.node.op, Op::Conv { .. } | Op::ConvTranspose { .. });
         if !weight || unit.residual.is_some() || unit.scale_shift.is_some() {
             return Ok(None);
         }
@@ -156,7 +156,8 @@ impl Fusion<'_, '_> {
         let at = self.open_producer(&inputs[0])?;
         let unit = &mut self.list[at];
         let takes = match &unit.node.op {
-            Op::Conv { .. } | Op::Add | Op::Sub | Op::Mul | Op::Div => true,
+            Op::Conv { .. } | Op::ConvTranspose { .. } => true,
+            Op::Add | Op::Sub | Op::Mul | Op::Div => true,
             // Products of two activations, and unusual Gemms, have no clamp.
             Op::Gemm { .. } | Op::MatMul { .. } => linear_weight(self.model, unit).is_some(),
             _ => false,

@@ -100,6 +100,33 @@ fn fast_grnn(b: &mut Builder<'_>, node: &Node) -> Vec<String> {
     vec![of("Mul", &[&z, &h]), of("Mul", &[&weight, &c])]
 }
 
+/// As PyTorch spells it, which every operator set has; `Gelu` is there from 20 on.
+fn gelu(b: &mut Builder<'_>, node: &Node, approximate: bool) {
+    let x = node.inputs[0].clone();
+    let with = |b: &mut Builder<'_>, op: &str, a: &str, what: &str, value: f32| {
+        let value = b.scalar(node, what, value);
+        b.inner(node, op, vec![a.to_owned(), value], vec![])
+    };
+    let gate = match approximate {
+        false => {
+            let scaled = with(b, "Div", &x, "root_2", std::f32::consts::SQRT_2);
+            b.inner(node, "Erf", vec![scaled], vec![])
+        }
+        true => {
+            let square = b.inner(node, "Mul", vec![x.clone(), x.clone()], vec![]);
+            let cube = b.inner(node, "Mul", vec![square, x.clone()], vec![]);
+            let cube = with(b, "Mul", &cube, "cubic", 0.044715);
+            let sum = b.inner(node, "Add", vec![x.clone(), cube], vec![]);
+            let scaled = with(b, "Mul", &sum, "scale", 0.797_884_6);
+            b.inner(node, "Tanh", vec![scaled], vec![])
+        }
+    };
+    let gate = with(b, "Add", &gate, "one", 1.0);
+    let product = b.inner(node, "Mul", vec![x, gate], vec![]);
+    let half = b.scalar(node, "half", 0.5);
+    b.last(node, "Mul", vec![product, half], vec![]);
+}
+
 /// Whether positions go on from run to run: there is attention that keeps keys and values, or no attention at all.
 fn keeps_state(b: &Builder<'_>) -> bool {
     let mut nodes = b.model.graph().nodes.iter();
@@ -118,6 +145,19 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
         } => vec![
             ints("strides", *strides),
             padding(*pads),
+            ints("dilations", *dilations),
+            int("group", *groups as i64),
+        ],
+        Op::ConvTranspose {
+            strides,
+            pads,
+            output_padding,
+            dilations,
+            groups,
+        } => vec![
+            ints("strides", *strides),
+            ints("pads", *pads),
+            ints("output_padding", *output_padding),
             ints("dilations", *dilations),
             int("group", *groups as i64),
         ],
@@ -260,9 +300,8 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
             vec![int("keepdims", i64::from(*keepdims))]
         }
         Op::Gelu { approximate } => {
-            b.needs(20);
-            let how = if *approximate { "tanh" } else { "none" };
-            vec![text("approximate", how)]
+            gelu(b, node, *approximate);
+            return Ok(());
         }
         Op::LayerNormalization { epsilon } => vec![float("epsilon", *epsilon), int("axis", -1)],
         Op::RMSNormalization { epsilon } => {
@@ -289,6 +328,7 @@ pub fn convert(b: &mut Builder<'_>, node: &Node) -> Result<(), String> {
         | Op::HardSwish
         | Op::Sigmoid
         | Op::Tanh
+        | Op::Erf
         | Op::GlobalAveragePool
         | Op::Add
         | Op::Sub

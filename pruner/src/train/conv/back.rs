@@ -1,11 +1,12 @@
 //! The way back through a convolution: the gradients of its input, weight and bias.
 
-use super::{BLOCK, Conv};
+use super::{BLOCK, Conv, add_bias};
 use crate::train::border::{PADDED, with_padded};
 use crate::train::buffers::Buffers;
 use crate::train::parts::{add_parts, parts, split};
 use lacuna::{Isa, Product};
 use rayon::prelude::*;
+use std::ops::Range;
 
 impl Conv {
     /// The weight as blocks of inputs: `[group][block][tap][output][input of the block]`, the taps turned around
@@ -114,6 +115,65 @@ impl Conv {
         }
         buffers.give(partials);
         buffers.give(sums);
+    }
+
+    /// The transpose: what the gradient of an input would be, `x` being that of the output, and a bias.
+    pub fn forward_transposed(
+        &self,
+        isa: Isa,
+        x: &[f32],
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
+        let [size, out_size] = self.image();
+        let way = Way::of(self);
+        let packed = match way {
+            Way::Depthwise => self.by_tap(weight),
+            Way::Gather => self.pack_back(weight, true),
+            Way::Scatter => self.pack_back(weight, false),
+        };
+        y.par_chunks_mut(size).enumerate().for_each(|(n, y)| {
+            let x = &x[n * out_size..][..out_size];
+            match way {
+                Way::Depthwise => {
+                    self.depthwise_back(isa, &[], &packed, x, Some((y, false)), &mut [])
+                }
+                Way::Gather => self.gather(isa, x, &packed, y, false),
+                Way::Scatter => self.scatter(isa, x, &packed, y, false),
+            }
+            add_bias(y, bias);
+        });
+    }
+
+    /// Adds to the gradients of weight and bias of the transpose; its input's is [`Conv::forward`] of `dy`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward_transposed(
+        &self,
+        isa: Isa,
+        x: &[f32],
+        weight: &[f32],
+        dy: &[f32],
+        dweight: &mut [f32],
+        dbias: Option<&mut [f32]>,
+        buffers: &mut Buffers,
+    ) {
+        self.backward(isa, dy, weight, x, None, dweight, None, buffers);
+        let Some(dbias) = dbias else { return };
+        let size = self.image()[0];
+        let sums = |part: &Range<usize>| {
+            let mut sums = vec![0.0f64; dbias.len()];
+            for dy in dy[part.start * size..part.end * size].chunks_exact(sums.len()) {
+                sums.iter_mut()
+                    .zip(dy)
+                    .for_each(|(s, d)| *s += f64::from(*d));
+            }
+            sums
+        };
+        let partials: Vec<Vec<f64>> = parts(self.batch).par_iter().map(sums).collect();
+        for (i, b) in dbias.iter_mut().enumerate() {
+            *b += partials.iter().map(|p| p[i]).sum::<f64>() as f32;
+        }
     }
 
     /// Adds a gradient of `[group][tap][channel][output]` to one in the weight's order.

@@ -10,6 +10,7 @@ pub enum Unary {
     LeakyRelu(f32),
     HardSigmoid(f32, f32),
     HardSwish,
+    Erf,
     /// `a * x + b`.
     Affine(f32, f32),
 }
@@ -32,6 +33,7 @@ impl Unary {
             }
             Unary::HardSigmoid(alpha, beta) => clamp(alpha * x + beta, 0.0, 1.0),
             Unary::HardSwish => x * clamp(x / 6.0 + 0.5, 0.0, 1.0),
+            Unary::Erf => libm::erff(x),
             Unary::Affine(a, b) => a * x + b,
         }
     }
@@ -352,9 +354,16 @@ impl Part {
                 *out = base.map_or(self.fill, |at| *x.add(at));
                 return;
             };
+            let stride = self.strides[axis];
+            if let (Some(base), true) = (base, axis + 1 == self.tables.len()) {
+                for (i, offset) in table.iter().enumerate() {
+                    *out.add(i * stride) = offset.map_or(self.fill, |o| *x.add(base + o));
+                }
+                return;
+            }
             for (i, offset) in table.iter().enumerate() {
                 let at = base.zip(*offset).map(|(b, o)| b + o);
-                self.copy(x, out.add(i * self.strides[axis]), axis + 1, at);
+                self.copy(x, out.add(i * stride), axis + 1, at);
             }
         }
     }

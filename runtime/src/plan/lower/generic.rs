@@ -30,6 +30,7 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
         Op::LeakyRelu { alpha } => unary(Unary::LeakyRelu(*alpha)),
         Op::HardSigmoid { alpha, beta } => unary(Unary::HardSigmoid(*alpha, *beta)),
         Op::HardSwish => unary(Unary::HardSwish),
+        Op::Erf => unary(Unary::Erf),
         Op::BatchNormalization { epsilon } => {
             let (scale, shift) = batch_norm_affine(context.model, unit.node, *epsilon)?;
             let plane = x.get(2..).unwrap_or_default().iter().product();
@@ -177,6 +178,7 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
         | Op::MaskedMean
         | Op::FastGRNN
         | Op::Conv { .. }
+        | Op::ConvTranspose { .. }
         | Op::Gemm { .. }
         | Op::MatMul { .. }
         | Op::MaxPool(_)
@@ -264,7 +266,7 @@ fn elementwise(
     lowered.push(context, Kernel::Elementwise(kernel), inputs, name, "")
 }
 
-type Table = Vec<Option<usize>>;
+pub(super) type Table = Vec<Option<usize>>;
 
 fn every(n: usize, stride: usize) -> Table {
     (0..n).map(|i| Some(i * stride)).collect()
@@ -315,7 +317,7 @@ fn mean(x: &[usize], axes: &[usize]) -> Generic {
     }
 }
 
-fn contiguous(shape: &[usize]) -> Vec<usize> {
+pub(super) fn contiguous(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; shape.len()];
     for i in (1..shape.len()).rev() {
         strides[i - 1] = strides[i] * shape[i];

@@ -8,6 +8,7 @@ mod packing;
 mod recurrent;
 mod rows;
 mod tokens;
+mod transposed;
 mod weighted;
 mod window;
 
@@ -283,6 +284,7 @@ fn lower_unit(
     match &unit.node.op {
         Op::Conv { .. } => window::depthwise(context, lowered),
         Op::Gemm { .. } | Op::MatMul { .. } => generic::matrix_product(context, lowered),
+        Op::ConvTranspose { .. } => transposed::lower(context, lowered),
         Op::MaxPool(w) => window::pool(context, w, None, lowered),
         Op::AveragePool {
             window: w,

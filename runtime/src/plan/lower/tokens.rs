@@ -52,6 +52,7 @@ impl Tokens {
                 | Op::HardSwish
                 | Op::Sigmoid
                 | Op::Tanh
+                | Op::Erf
                 | Op::Swish { .. }
                 | Op::Gelu { .. }
                 | Op::Identity

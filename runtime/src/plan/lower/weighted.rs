@@ -23,7 +23,7 @@ use std::sync::Arc;
 /// Inputs of a unit that its kernel takes in a form of its own.
 pub(super) fn packed_inputs<'u>(model: &Model, unit: &'u Unit<'_>) -> Vec<&'u String> {
     match &unit.node.op {
-        Op::Conv { .. } => unit.inputs[1..].iter().collect(),
+        Op::Conv { .. } | Op::ConvTranspose { .. } => unit.inputs[1..].iter().collect(),
         Op::BatchNormalization { .. } => unit.inputs[1..].iter().collect(),
         Op::Gemm { .. } | Op::MatMul { .. } if linear_weight(model, unit).is_some() => {
             unit.inputs[1..].iter().collect()
