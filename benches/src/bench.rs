@@ -9,7 +9,7 @@ use crate::{Error, Result, Summary, median};
 use lacuna::model::{Dim, Graph, Node, Op, Symbols};
 use lacuna::plan::{Forms, PackReport, Tuned};
 use lacuna::{DType, Model, Session, SessionOptions};
-use lacuna_targets::{Limits, Profile};
+use lacuna_targets::{Conditions, Limits, Profile, State};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ const QUICK: Duration = Duration::from_millis(500);
 pub struct Config {
     /// The model: a Lacuna file, or anything that the converters open.
     pub path: PathBuf,
+    /// The model's name in reports; `None` takes the path.
+    pub shown_as: Option<String>,
     /// Threads of a run; 0 takes every core.
     pub threads: usize,
     /// The instruction set; `None` takes the best one here.
@@ -53,6 +55,14 @@ pub struct Config {
     pub generate: usize,
     /// Of a language model: tokens in the cache before either.
     pub depth: usize,
+}
+
+impl Config {
+    /// The model's name in reports.
+    pub(crate) fn name(&self) -> String {
+        let path = || self.path.display().to_string();
+        self.shown_as.clone().unwrap_or_else(path)
+    }
 }
 
 /// Tokens of the inputs of an encoder.
@@ -109,6 +119,8 @@ pub struct Report {
     pub dense_steady: Option<Summary>,
     /// How many times faster than dense: the median over turns.
     pub speedup: Option<f64>,
+    /// What the machine did meanwhile.
+    pub conditions: Conditions,
     /// The machine's limits that layers are held against.
     pub limits: Option<Limits>,
     /// Every step of the plan, in order; empty when not asked for.
@@ -132,11 +144,17 @@ pub enum Measured {
 /// # Errors
 /// When the model cannot be opened, planned or run, or an option does not fit it.
 pub fn run(config: &Config, mut progress: impl FnMut(&str)) -> Result<Measured> {
+    let before = State::now();
     progress("load");
     let opened = open(&config.path, config.batch, !config.dense)?;
     Ok(match is_decoder(&opened.model) {
-        true => Measured::Decoder(Box::new(decoder::run(config, opened, &mut progress)?)),
-        false => Measured::Whole(Box::new(whole(config, opened, &mut progress)?)),
+        true => Measured::Decoder(Box::new(decoder::run(
+            config,
+            opened,
+            before,
+            &mut progress,
+        )?)),
+        false => Measured::Whole(Box::new(whole(config, opened, before, &mut progress)?)),
     })
 }
 
@@ -146,7 +164,12 @@ pub(crate) fn is_decoder(model: &Model) -> bool {
     model.graph().nodes.iter().any(keeps)
 }
 
-fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Result<Report> {
+fn whole(
+    config: &Config,
+    opened: Opened,
+    before: State,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Report> {
     let sparse_weights = opened.model.weights().values().filter(|w| w.is_sparse());
     let sparse_weights = sparse_weights.count();
     let facts = Facts::of(&opened.model);
@@ -189,6 +212,7 @@ fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Res
     }
 
     let threads = runner.session.threads();
+    let conditions = Conditions::since(before, threads);
     let mut layers = Vec::new();
     let mut limits = None;
     if config.layers {
@@ -208,7 +232,7 @@ fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Res
     let nothing = || Error::Option("no run was timed".into());
     let memory = runner.session.memory();
     Ok(Report {
-        model: config.path.display().to_string(),
+        model: config.name(),
         file_bytes: file_bytes(&config.path)?,
         facts,
         sparse_weights,
@@ -232,6 +256,7 @@ fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Res
         mapped_bytes: memory.mapped,
         dense_steady: dense.as_ref().and_then(|d| Summary::of(&d.times)),
         speedup: pairs.and_then(|p| median(&p)),
+        conditions,
         limits,
         layers,
     })

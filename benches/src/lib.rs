@@ -14,6 +14,7 @@ mod layer;
 mod memory;
 mod model;
 pub mod networks;
+pub mod on;
 pub mod report;
 mod runner;
 pub mod shapes;

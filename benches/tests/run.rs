@@ -60,6 +60,7 @@ fn saved(folder: &Path) -> PathBuf {
 fn config(path: PathBuf) -> Config {
     Config {
         path,
+        shown_as: None,
         threads: 1,
         isa: None,
         dense: false,
