@@ -7,7 +7,7 @@ use crate::model::{Facts, Opened, open};
 use crate::runner::{Runner, ms};
 use crate::{Error, Result, Summary, median};
 use lacuna::model::{Dim, Graph, Node, Op, Symbols};
-use lacuna::plan::{Forms, PackReport, Tuned};
+use lacuna::plan::{Costs, Forms, PackReport, Tuned};
 use lacuna::{DType, Model, Session, SessionOptions};
 use lacuna_targets::{Conditions, Limits, Profile, State};
 use std::path::{Path, PathBuf};
@@ -47,6 +47,8 @@ pub struct Config {
     pub profile: Option<Profile>,
     /// Choices that were measured before.
     pub tuned: Option<Tuned>,
+    /// Constants of the plan's estimate; [`costs`] takes them from a profile.
+    pub costs: Costs,
     /// A directory where packed weights are kept.
     pub pack_cache: Option<PathBuf>,
     /// Of a language model: tokens of the prompt.
@@ -282,6 +284,7 @@ pub(crate) fn session_with(
         symbols: symbols(model.graph(), config.batch)?,
         forms,
         tuned: config.tuned.clone(),
+        costs: config.costs.clone(),
         pack_cache: config.pack_cache.clone(),
         ..SessionOptions::default()
     };
@@ -313,6 +316,48 @@ fn symbols(graph: &Graph, batch: usize) -> Result<Symbols> {
         }
     }
     Ok(symbols)
+}
+
+/// The constants of the plan's estimate on a profile's machine: its own, the runtime's where it has none.
+///
+/// # Errors
+/// When the runtime does not know a name; the error names the profile.
+pub fn costs(profile: &Profile) -> Result<Costs> {
+    let mut costs = Costs::default();
+    for (name, value) in &profile.costs {
+        costs
+            .set(name, *value)
+            .map_err(|e| Error::Option(format!("profile `{}`: {e}", profile.name)))?;
+    }
+    Ok(costs)
+}
+
+/// Measures a machine with each number of threads, `time` each, and sets the constants of bytes from memory in its profile.
+///
+/// # Errors
+/// When it cannot be measured.
+pub fn measure(
+    profile: &mut Profile,
+    time: Duration,
+    threads: &[usize],
+    mut progress: impl FnMut(&str),
+) -> Result<()> {
+    for &threads in threads {
+        progress(&format!("limits of this machine, {threads} thread(s)"));
+        profile.measure(time, threads)?;
+    }
+    if let Some(limits) = profile.limits_for(1) {
+        let costs = Costs::default().with_balance(limits.fma_gflops / limits.dram_gbs);
+        let rounded = |value: f64| (value * 1e4).round() / 1e4;
+        for (name, value) in [
+            ("mapped", costs.mapped),
+            ("packed", costs.packed),
+            ("reread", costs.reread),
+        ] {
+            profile.costs.insert(name.into(), rounded(value));
+        }
+    }
+    Ok(())
 }
 
 /// The profile to hold layers against: the one given, or this machine, measured quickly.
@@ -363,6 +408,24 @@ mod tests {
             error.contains("batch 8") && error.contains("`x`") && error.contains("at 1"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_measured_profile_has_costs_that_the_plan_takes() {
+        let mut here = Profile::detect();
+        assert_eq!(costs(&here).unwrap(), Costs::default());
+        measure(&mut here, Duration::from_millis(20), &[1], |_| {}).unwrap();
+        let limits = here.limits_for(1).unwrap();
+        let expected = Costs::default().with_balance(limits.fma_gflops / limits.dram_gbs);
+        let found = costs(&here).unwrap();
+        assert!((found.packed - expected.packed).abs() < 1e-4);
+        assert_eq!(found.load, Costs::default().load);
+        here.name = "odd".into();
+        here.costs.insert("lode".into(), 1.0);
+        let error = costs(&here).unwrap_err().to_string();
+        for part in ["`odd`", "`lode`", "load, far_load"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

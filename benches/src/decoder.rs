@@ -123,6 +123,7 @@ impl Runner {
                 dense: config.dense,
                 forms,
                 tuned: config.tuned.clone(),
+                costs: config.costs.clone(),
                 round_inputs: config.round_inputs,
                 capacity: config.depth + config.prompt.max(config.generate).max(1),
                 chunk: config.prompt.clamp(1, 512),

@@ -37,6 +37,8 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let profile = args.profile.or(args.profile_out);
+    let profile = profile.map(Profile::load).transpose()?;
+    let costs = profile.as_ref().map(lacuna_bench::costs).transpose()?;
     let wanted = args.layers || args.csv.is_some() || args.html.is_some();
     let config = Config {
         path: model,
@@ -49,7 +51,8 @@ fn main() -> Result<ExitCode> {
         warmup: args.warmup,
         min_time: Duration::from_secs_f64(args.min_time_ms / 1e3),
         layers: wanted || !(args.json || args.no_layers),
-        profile: profile.map(Profile::load).transpose()?,
+        profile,
+        costs: costs.unwrap_or_default(),
         tuned: args.tuned.map(Tuned::open).transpose()?,
         pack_cache: args.pack_cache,
         prompt: args.prompt,
@@ -158,11 +161,10 @@ fn write_profile(path: &Path, threads: usize) -> Result<()> {
     counts.sort_unstable();
     counts.dedup();
     let bar = ProgressBar::new_spinner();
-    for threads in counts {
-        bar.set_message(format!("limits of this machine, {threads} thread(s)"));
+    lacuna_bench::measure(&mut here, Duration::from_secs(3), &counts, |stage| {
+        bar.set_message(stage.to_owned());
         bar.tick();
-        here.measure(Duration::from_secs(3), threads)?;
-    }
+    })?;
     bar.finish_and_clear();
     here.save(path)?;
     Ok(())

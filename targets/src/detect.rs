@@ -29,6 +29,7 @@ impl Profile {
             origin: None,
             isa: isa(),
             caches: caches(&cpus.join(format!("cpu{fastest}/cache"))),
+            costs: BTreeMap::new(),
             clusters,
             limits: Vec::new(),
         }

@@ -88,7 +88,8 @@ pub struct Args {
     /// Write one self-contained page
     #[arg(long, value_name = "FILE", conflicts_with = "no_layers")]
     pub html: Option<PathBuf>,
-    /// Hold layers against the limits of this device profile instead of measuring them quickly
+    /// Hold layers against the limits of this device profile instead of measuring them quickly, and choose forms by its
+    /// costs
     #[arg(long, value_name = "FILE")]
     pub profile: Option<PathBuf>,
     /// Measure this machine for some seconds and write its profile
