@@ -129,9 +129,9 @@ costs! {
     two_of_four_chunk_pass = 0.2;
 }
 
-/// Operations that the machine of the defaults did in the time in which it read a byte from memory
-/// (`targets/profiles/zen4-2core-vm.toml`, one thread).
-const BALANCE: f64 = 118.1 / 29.1;
+/// Operations that the machine of the defaults does in the time in which one thread reads a byte from memory: 138.5 G multiply-adds a
+/// second and 49 GB/s (`benches/RECORD.md`).
+const BALANCE: f64 = 2.0 * 138.5 / 49.0;
 
 impl Costs {
     /// The constants of bytes from memory scaled to a machine that does this many floating-point operations in the time in
