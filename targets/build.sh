@@ -32,6 +32,9 @@ linux() { # target, glibc, flags
   local target=$1 glibc=$2
   shift 2
   need cargo-zigbuild "pip install ziglang cargo-zigbuild"
+  # A linker that the environment names would be taken, and its glibc.
+  local linker=CARGO_TARGET_${target//-/_}_LINKER
+  unset "${linker^^}"
   cargo zigbuild --profile small --target "$target.$glibc" "${std[@]}" -p lacuna-c -p lacuna-bench "$@"
   install -d "$out/include" "$out/lib" "$out/bin"
   install -m 644 targets/c/include/lacuna.h "$out/include/"
