@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fits the panel constants of runtime/src/plan/choose.rs to what audits measured.
+"""Fits the panel constants of runtime/src/plan/costs.rs to what audits measured, and prints them as a profile's `[costs]`.
 
   lacuna-bench MODEL --audit --threads 1 --json > a.json        for several models and sparsities
   fit.py a.json [b.json ...] [--l1 49152]
@@ -80,6 +80,10 @@ def main():
              "a row of a pair, by tile", "dense"]
     for name, constant in zip(names, best):
         print(f"{name:24s} {constant:8.3f}")
+    fma, load, far, tile, sums, row, pair, _ = best
+    costs = {"nonzero": fma, "load": load, "far_load": load + far, "tile_nonzero": tile, "sums": sums, "row": row,
+             "paired_row": pair}
+    print("\n[costs]\n" + "\n".join(f"{name} = {value:.4g}" for name, value in costs.items()) + "\n")
     b = behind(best)
     print(f"{len(b)} layers, {(b > 0.05).sum()} behind by more than 5 %, mean {100 * b.mean():.2f} %")
     for (path, node, density, forms), behind_by in zip(data, b):

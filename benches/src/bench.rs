@@ -7,9 +7,9 @@ use crate::model::{Facts, Opened, open};
 use crate::runner::{Runner, ms};
 use crate::{Error, Result, Summary, median};
 use lacuna::model::{Dim, Graph, Node, Op, Symbols};
-use lacuna::plan::{Forms, PackReport, Tuned};
+use lacuna::plan::{Costs, Forms, PackReport, Tuned};
 use lacuna::{DType, Model, Session, SessionOptions};
-use lacuna_targets::{Limits, Profile};
+use lacuna_targets::{Conditions, Limits, Profile, State};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ const QUICK: Duration = Duration::from_millis(500);
 pub struct Config {
     /// The model: a Lacuna file, or anything that the converters open.
     pub path: PathBuf,
+    /// The model's name in reports; `None` takes the path.
+    pub shown_as: Option<String>,
     /// Threads of a run; 0 takes every core.
     pub threads: usize,
     /// The instruction set; `None` takes the best one here.
@@ -45,6 +47,8 @@ pub struct Config {
     pub profile: Option<Profile>,
     /// Choices that were measured before.
     pub tuned: Option<Tuned>,
+    /// Constants of the plan's estimate; [`costs`] takes them from a profile.
+    pub costs: Costs,
     /// A directory where packed weights are kept.
     pub pack_cache: Option<PathBuf>,
     /// Of a language model: tokens of the prompt.
@@ -53,6 +57,14 @@ pub struct Config {
     pub generate: usize,
     /// Of a language model: tokens in the cache before either.
     pub depth: usize,
+}
+
+impl Config {
+    /// The model's name in reports.
+    pub(crate) fn name(&self) -> String {
+        let path = || self.path.display().to_string();
+        self.shown_as.clone().unwrap_or_else(path)
+    }
 }
 
 /// Tokens of the inputs of an encoder.
@@ -109,6 +121,8 @@ pub struct Report {
     pub dense_steady: Option<Summary>,
     /// How many times faster than dense: the median over turns.
     pub speedup: Option<f64>,
+    /// What the machine did meanwhile.
+    pub conditions: Conditions,
     /// The machine's limits that layers are held against.
     pub limits: Option<Limits>,
     /// Every step of the plan, in order; empty when not asked for.
@@ -132,11 +146,17 @@ pub enum Measured {
 /// # Errors
 /// When the model cannot be opened, planned or run, or an option does not fit it.
 pub fn run(config: &Config, mut progress: impl FnMut(&str)) -> Result<Measured> {
+    let before = State::now();
     progress("load");
     let opened = open(&config.path, config.batch, !config.dense)?;
     Ok(match is_decoder(&opened.model) {
-        true => Measured::Decoder(Box::new(decoder::run(config, opened, &mut progress)?)),
-        false => Measured::Whole(Box::new(whole(config, opened, &mut progress)?)),
+        true => Measured::Decoder(Box::new(decoder::run(
+            config,
+            opened,
+            before,
+            &mut progress,
+        )?)),
+        false => Measured::Whole(Box::new(whole(config, opened, before, &mut progress)?)),
     })
 }
 
@@ -146,7 +166,12 @@ pub(crate) fn is_decoder(model: &Model) -> bool {
     model.graph().nodes.iter().any(keeps)
 }
 
-fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Result<Report> {
+fn whole(
+    config: &Config,
+    opened: Opened,
+    before: State,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Report> {
     let sparse_weights = opened.model.weights().values().filter(|w| w.is_sparse());
     let sparse_weights = sparse_weights.count();
     let facts = Facts::of(&opened.model);
@@ -189,6 +214,7 @@ fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Res
     }
 
     let threads = runner.session.threads();
+    let conditions = Conditions::since(before, threads);
     let mut layers = Vec::new();
     let mut limits = None;
     if config.layers {
@@ -208,7 +234,7 @@ fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Res
     let nothing = || Error::Option("no run was timed".into());
     let memory = runner.session.memory();
     Ok(Report {
-        model: config.path.display().to_string(),
+        model: config.name(),
         file_bytes: file_bytes(&config.path)?,
         facts,
         sparse_weights,
@@ -232,6 +258,7 @@ fn whole(config: &Config, opened: Opened, progress: &mut dyn FnMut(&str)) -> Res
         mapped_bytes: memory.mapped,
         dense_steady: dense.as_ref().and_then(|d| Summary::of(&d.times)),
         speedup: pairs.and_then(|p| median(&p)),
+        conditions,
         limits,
         layers,
     })
@@ -257,6 +284,7 @@ pub(crate) fn session_with(
         symbols: symbols(model.graph(), config.batch)?,
         forms,
         tuned: config.tuned.clone(),
+        costs: config.costs.clone(),
         pack_cache: config.pack_cache.clone(),
         ..SessionOptions::default()
     };
@@ -288,6 +316,48 @@ fn symbols(graph: &Graph, batch: usize) -> Result<Symbols> {
         }
     }
     Ok(symbols)
+}
+
+/// The constants of the plan's estimate on a profile's machine: its own, the runtime's where it has none.
+///
+/// # Errors
+/// When the runtime does not know a name; the error names the profile.
+pub fn costs(profile: &Profile) -> Result<Costs> {
+    let mut costs = Costs::default();
+    for (name, value) in &profile.costs {
+        costs
+            .set(name, *value)
+            .map_err(|e| Error::Option(format!("profile `{}`: {e}", profile.name)))?;
+    }
+    Ok(costs)
+}
+
+/// Measures a machine with each number of threads, `time` each, and sets the constants of bytes from memory in its profile.
+///
+/// # Errors
+/// When it cannot be measured.
+pub fn measure(
+    profile: &mut Profile,
+    time: Duration,
+    threads: &[usize],
+    mut progress: impl FnMut(&str),
+) -> Result<()> {
+    for &threads in threads {
+        progress(&format!("limits of this machine, {threads} thread(s)"));
+        profile.measure(time, threads)?;
+    }
+    if let Some(limits) = profile.limits_for(1) {
+        let costs = Costs::default().with_balance(limits.fma_gflops / limits.dram_gbs);
+        let rounded = |value: f64| (value * 1e4).round() / 1e4;
+        for (name, value) in [
+            ("mapped", costs.mapped),
+            ("packed", costs.packed),
+            ("reread", costs.reread),
+        ] {
+            profile.costs.insert(name.into(), rounded(value));
+        }
+    }
+    Ok(())
 }
 
 /// The profile to hold layers against: the one given, or this machine, measured quickly.
@@ -338,6 +408,24 @@ mod tests {
             error.contains("batch 8") && error.contains("`x`") && error.contains("at 1"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_measured_profile_has_costs_that_the_plan_takes() {
+        let mut here = Profile::detect();
+        assert_eq!(costs(&here).unwrap(), Costs::default());
+        measure(&mut here, Duration::from_millis(20), &[1], |_| {}).unwrap();
+        let limits = here.limits_for(1).unwrap();
+        let expected = Costs::default().with_balance(limits.fma_gflops / limits.dram_gbs);
+        let found = costs(&here).unwrap();
+        assert!((found.packed - expected.packed).abs() < 1e-4);
+        assert_eq!(found.load, Costs::default().load);
+        here.name = "odd".into();
+        here.costs.insert("lode".into(), 1.0);
+        let error = costs(&here).unwrap_err().to_string();
+        for part in ["`odd`", "`lode`", "load, far_load"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

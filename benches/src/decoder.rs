@@ -8,7 +8,7 @@ use crate::runner::ms;
 use crate::{Config, Error, Result, Summary, input, median};
 use lacuna::plan::Forms;
 use lacuna::{Decoder, DecoderOptions, Model, PhaseKind};
-use lacuna_targets::Limits;
+use lacuna_targets::{Conditions, Limits, State};
 use std::time::{Duration, Instant};
 
 /// What was measured of a language model. Times are milliseconds, sizes bytes.
@@ -62,6 +62,8 @@ pub struct DecoderReport {
     pub token_bytes: usize,
     /// The dense decoder that took turns with this one.
     pub beside: Option<Beside>,
+    /// What the machine did meanwhile.
+    pub conditions: Conditions,
     /// The machine's limits that layers are held against.
     pub limits: Option<Limits>,
     /// Every step of the plan for one token, then every step of the plan for a chunk.
@@ -121,6 +123,7 @@ impl Runner {
                 dense: config.dense,
                 forms,
                 tuned: config.tuned.clone(),
+                costs: config.costs.clone(),
                 round_inputs: config.round_inputs,
                 capacity: config.depth + config.prompt.max(config.generate).max(1),
                 chunk: config.prompt.clamp(1, 512),
@@ -222,6 +225,7 @@ impl Runner {
 pub(crate) fn run(
     config: &Config,
     opened: Opened,
+    before: State,
     progress: &mut dyn FnMut(&str),
 ) -> Result<DecoderReport> {
     if config.prompt < 2 || config.generate == 0 {
@@ -283,6 +287,7 @@ pub(crate) fn run(
     let mut layers = [Vec::new(), Vec::new()];
     let mut limits = None;
     let threads = runner.decoder.threads();
+    let conditions = Conditions::since(before, threads);
     if config.layers {
         layers = runner.layers();
         progress("limits of this machine");
@@ -312,7 +317,7 @@ pub(crate) fn run(
     let memory = runner.decoder.memory();
     let step = runner.decoder.steps(PhaseKind::Step);
     Ok(DecoderReport {
-        model: config.path.display().to_string(),
+        model: config.name(),
         name: model.graph().name.clone(),
         file_bytes: file_bytes(&config.path)?,
         facts: Facts::of(&model),
@@ -336,6 +341,7 @@ pub(crate) fn run(
         mapped_bytes: memory.mapped,
         token_bytes: step.iter().map(|s| s.weight_bytes).sum(),
         beside,
+        conditions,
         limits,
         layers,
     })

@@ -16,6 +16,14 @@ pub enum Error {
     /// The device profile could not be read or measured.
     #[error(transparent)]
     Target(#[from] lacuna_targets::Error),
+    /// Another machine could not be used.
+    #[error("{target}: {what}")]
+    Device {
+        /// The machine, as it was named.
+        target: String,
+        /// What went wrong.
+        what: String,
+    },
     /// The request does not fit the model or the profile.
     #[error("{0}")]
     Option(String),

@@ -14,6 +14,7 @@ mod layer;
 mod memory;
 mod model;
 pub mod networks;
+pub mod on;
 pub mod report;
 mod runner;
 pub mod shapes;
@@ -21,7 +22,7 @@ mod stats;
 mod table;
 
 pub use audit::{Audit, AuditLayer, Compared, FormTime, TOLERANCE, Verdict, audit, tune};
-pub use bench::{Config, Measured, Report, run};
+pub use bench::{Config, Measured, Report, costs, measure, run};
 pub use decoder::{Beside, DecoderReport};
 pub use error::{Error, Result};
 pub use input::{indices, normal};

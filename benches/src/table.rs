@@ -5,6 +5,7 @@ use crate::{Config, Error, Result, median, normal, open};
 use lacuna::model::{Dim, Graph, Input, Node, Op, Symbols, infer_shapes};
 use lacuna::plan::Forms;
 use lacuna::{Model, Weight};
+use lacuna_targets::{Conditions, State};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -35,6 +36,9 @@ pub struct Table {
     pub threads: usize,
     /// The instruction set that ran.
     pub isa: String,
+    /// Why the times may not be those of this machine; absent where no reason is known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub doubts: Vec<String>,
     /// The layers, in the order of the graph.
     pub layers: Vec<TableLayer>,
 }
@@ -60,6 +64,7 @@ pub struct TableLayer {
 /// # Errors
 /// When the model cannot be opened or a layer not be run.
 pub fn table(config: &Config, mut progress: impl FnMut(&str)) -> Result<Table> {
+    let before = State::now();
     progress("load");
     let model = open(&config.path, config.batch, false)?.model;
     let graph = model.graph();
@@ -74,11 +79,12 @@ pub fn table(config: &Config, mut progress: impl FnMut(&str)) -> Result<Table> {
     let mut table = Table {
         schema: SCHEMA,
         kind: "latency-table",
-        model: config.path.display().to_string(),
+        model: config.name(),
         machine: lacuna_targets::Profile::detect().name,
         batch: config.batch,
         threads: 0,
         isa: String::new(),
+        doubts: Vec::new(),
         layers: Vec::new(),
     };
     let layers = model.prunable();
@@ -132,6 +138,7 @@ pub fn table(config: &Config, mut progress: impl FnMut(&str)) -> Result<Table> {
         known.insert(key, layer.clone());
         table.layers.push(layer);
     }
+    table.doubts = Conditions::since(before, table.threads).doubts();
     Ok(table)
 }
 

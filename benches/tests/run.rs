@@ -60,6 +60,7 @@ fn saved(folder: &Path) -> PathBuf {
 fn config(path: PathBuf) -> Config {
     Config {
         path,
+        shown_as: None,
         threads: 1,
         isa: None,
         dense: false,
@@ -70,6 +71,7 @@ fn config(path: PathBuf) -> Config {
         layers: true,
         profile: None,
         tuned: None,
+        costs: lacuna::plan::Costs::default(),
         pack_cache: None,
         prompt: 8,
         generate: 4,
@@ -213,6 +215,45 @@ fn files_are_written_and_a_profile_is_taken() {
     );
     assert_eq!(std::fs::read_to_string(&csv).unwrap().lines().count(), 3);
     assert!(std::fs::read_to_string(&html).unwrap().contains("<svg"));
+}
+
+#[test]
+fn costs_of_a_profile_change_what_the_plan_chooses() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = saved(folder.path());
+    let device = folder.path().join("device.toml");
+    let kernel = |profile: &lacuna_targets::Profile| {
+        profile.save(&device).unwrap();
+        let args = ["--threads", "1", "--min-time-ms", "5", "--json", "--layers"];
+        let files = [
+            path.to_str().unwrap(),
+            "--profile",
+            device.to_str().unwrap(),
+        ];
+        let text = stdout(&bench(&[&files[..], &args].concat()));
+        let value: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        value["layers"][1]["kernel"].as_str().unwrap().to_owned()
+    };
+    let mut profile = lacuna_targets::Profile::detect();
+    profile.measure(Duration::from_millis(10), 1).unwrap();
+    let usual = kernel(&profile);
+    assert!(!usual.contains("dense"), "{usual}");
+    // A machine on which loads cost as much as a hundred products.
+    profile.costs = [("load".into(), 100.0), ("far_load".into(), 100.0)].into();
+    let other = kernel(&profile);
+    assert!(other.contains("dense"), "{other}");
+    profile.costs = [("lode".into(), 100.0)].into();
+    profile.save(&device).unwrap();
+    let output = bench(&[
+        path.to_str().unwrap(),
+        "--profile",
+        device.to_str().unwrap(),
+    ]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("profile `") && error.contains("`lode`"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -23,6 +23,7 @@
 
 mod arch;
 mod error;
+mod files;
 mod format;
 mod gguf;
 mod hf;
@@ -37,6 +38,7 @@ mod torch;
 
 pub use arch::architectures;
 pub use error::{Error, Result};
+pub use files::files;
 pub use format::Format;
 pub use like::in_place_of;
 pub use micro::micro;

@@ -595,3 +595,26 @@ fn a_decoder_pruned_by_layer_takes_its_widths_from_its_tensors() {
     assert_eq!(decoder.step(3).unwrap().len(), 40);
     assert_eq!(model.weights()["lm_head.weight"].dtype(), DType::BF16);
 }
+
+#[test]
+fn the_files_of_a_model_open_anywhere() {
+    for name in ["llama", "bert", "bitmask-0.9.4", "llama.gguf"] {
+        let from = language(name);
+        let model = open(&from, &Options::default()).unwrap();
+        let moved = tempfile::tempdir().unwrap();
+        for file in lacuna_convert::files(&from).unwrap() {
+            let inside = file.strip_prefix(from.parent().unwrap()).unwrap();
+            let to = moved.path().join(inside);
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::copy(&file, to).unwrap();
+        }
+        let there = open(moved.path().join(name), &Options::default()).unwrap();
+        assert_eq!(there.metadata.source, model.metadata.source);
+        assert_eq!(there.text, model.text);
+        assert_eq!(there.tokenizer.as_deref(), model.tokenizer.as_deref());
+        assert_eq!(there.weights().len(), model.weights().len());
+        assert_eq!(there.graph(), model.graph(), "{name}");
+    }
+    let absent = lacuna_convert::files("absent").unwrap_err().to_string();
+    assert!(absent.contains("absent"), "{absent}");
+}

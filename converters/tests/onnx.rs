@@ -419,6 +419,8 @@ fn external_data_is_read_beside_the_model_and_nowhere_else() {
     ])
     .unwrap();
     assert_eq!(good.weights()["w"].to_f32().unwrap(), [1., 2.]);
+    let files = lacuna_convert::files(inner.join("made.onnx")).unwrap();
+    assert_eq!(files, [inner.join("made.onnx"), inner.join("weights.bin")]);
     let refused = |entries: &[(&str, &str)]| with(entries).unwrap_err().to_string();
     for outside in [
         "../outside.bin",
@@ -428,6 +430,7 @@ fn external_data_is_read_beside_the_model_and_nowhere_else() {
     ] {
         let error = refused(&[("location", outside)]);
         assert!(error.contains("outside the model's folder"), "{error}");
+        assert!(lacuna_convert::files(inner.join("made.onnx")).is_err());
     }
     #[cfg(unix)]
     {

@@ -2,7 +2,7 @@
 //! what cannot be done is said.
 
 use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Storage};
-use lacuna::plan::{Chosen, Form, Forms, Tuned, Variant};
+use lacuna::plan::{Chosen, Costs, Form, Forms, Tuned, Variant};
 use lacuna::{Model, Session, SessionOptions, TensorView, Weight};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -227,6 +227,36 @@ fn measured_choices_are_taken_where_they_are_legal() {
         with(&elsewhere, false).weighted.unwrap().by,
         Chosen::Estimated
     );
+}
+
+#[test]
+fn costs_change_the_choice_and_not_the_answer() {
+    let mut plain = session(SessionOptions::default()).unwrap();
+    let conv = plain.steps()[0].weighted.clone().unwrap();
+    assert_eq!(conv.by, Chosen::Estimated);
+    assert!(!conv.form.form.is_dense(), "{}", conv.form);
+    let with = |change: &[(&str, f64)]| {
+        let mut costs = Costs::default();
+        for (name, value) in change {
+            costs.set(name, *value).unwrap();
+        }
+        let options = SessionOptions {
+            costs,
+            ..SessionOptions::default()
+        };
+        session(options).unwrap()
+    };
+    let same = with(&[("load", Costs::default().load)]);
+    assert_eq!(same.steps()[0].weighted.as_ref(), Some(&conv));
+    let mut other = with(&[("load", 100.0), ("far_load", 100.0)]);
+    let form = other.steps()[0].weighted.as_ref().unwrap().form;
+    assert!(form.form.is_dense(), "{form}");
+    let x = values(8 * 13 * 13, 1);
+    let input = [TensorView::f32(&[1, 8, 13, 13], &x)];
+    let (a, b) = (plain.run(&input).unwrap(), other.run(&input).unwrap());
+    for (a, b) in a[0].data.iter().zip(&b[0].data) {
+        assert!((a - b).abs() <= 1e-4 * a.abs().max(1.0), "{a} {b}");
+    }
 }
 
 fn cached(folder: &Path, forms: &Forms) -> Session {

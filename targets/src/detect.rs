@@ -29,6 +29,7 @@ impl Profile {
             origin: None,
             isa: isa(),
             caches: caches(&cpus.join(format!("cpu{fastest}/cache"))),
+            costs: BTreeMap::new(),
             clusters,
             limits: Vec::new(),
         }
@@ -40,7 +41,7 @@ fn total(clusters: &[Cluster]) -> usize {
 }
 
 /// A small file of the system, trimmed.
-fn read(path: &Path) -> Option<String> {
+pub(crate) fn read(path: &Path) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
@@ -52,7 +53,7 @@ fn cpu_name(cpuinfo: &str) -> Option<String> {
 }
 
 /// CPUs in a list such as `0-3,8`.
-fn cpu_list(text: &str) -> Option<Vec<usize>> {
+pub(crate) fn cpu_list(text: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for part in text.split(',').filter(|p| !p.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

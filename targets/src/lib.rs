@@ -1,5 +1,6 @@
 //! Device profiles: what a machine has (cores, instruction sets, caches) and what it reaches
-//! (multiply-add rate, read bandwidth of each cache level), as a small TOML file.
+//! (multiply-add rate, read bandwidth of each cache level), as a small TOML file; and what the machine is doing
+//! while something is measured on it ([`State`], [`Conditions`]).
 //!
 //! ```
 //! use lacuna_targets::Profile;
@@ -17,6 +18,8 @@ mod detect;
 mod error;
 mod measure;
 mod profile;
+mod state;
 
 pub use error::{Error, Result};
 pub use profile::{Caches, Cluster, CoreKind, Level, Limits, Profile, SCHEMA};
+pub use state::{Conditions, State};

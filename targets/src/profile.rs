@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
@@ -32,6 +33,10 @@ pub struct Profile {
     /// Data caches.
     #[serde(default)]
     pub caches: Caches,
+    /// Constants of the plan's estimate on this machine, by name; what is absent is as the runtime has it. The names are
+    /// the runtime's business.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub costs: BTreeMap<String, f64>,
     /// Groups of equal cores, fastest first.
     pub clusters: Vec<Cluster>,
     /// Measured limits, one entry for each number of threads that was measured.
@@ -276,6 +281,14 @@ impl Profile {
                 format!("clusters[{i}].max_mhz"),
                 c.max_mhz.unwrap_or(0).to_string(),
                 "must lie between 1 and 100000",
+            )?;
+        }
+        for (name, cost) in &self.costs {
+            check(
+                cost.is_finite() && *cost >= 0.0,
+                format!("costs.{name}"),
+                cost.to_string(),
+                "must be zero or a positive number",
             )?;
         }
         let mut below = 0;

@@ -16,6 +16,7 @@ fn sample() -> Profile {
             l2: Some(512 << 10),
             l3: None,
         },
+        costs: [("load".into(), 0.7), ("packed".into(), 0.25)].into(),
         clusters: vec![
             Cluster {
                 count: 2,
@@ -111,6 +112,8 @@ fn bad_values_are_named_with_key_and_value() {
         ),
         ("l1_gbs = 60.5", "l1_gbs = inf", ["limits[0].l1_gbs", "inf"]),
         ("dram_gbs = 12.0", "", ["dram_gbs", "missing"]),
+        ("load = 0.7", "load = -0.7", ["costs.load", "-0.7"]),
+        ("load = 0.7", "load = \"dear\"", ["load", "dear"]),
         ("\"performance\"", "\"fast\"", ["fast", "performance"]),
         ("schema = 1", "schema = ", ["line 1", "schema"]),
     ] {

@@ -13,6 +13,7 @@ use crate::model::open;
 use crate::{Config, Result, median};
 use lacuna::Model;
 use lacuna::plan::{Candidate, Chosen, Forms, Variant, Weighted, machine};
+use lacuna_targets::{Conditions, State};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -110,6 +111,8 @@ pub struct Audit {
     pub layers: Vec<AuditLayer>,
     /// Whole runs.
     pub whole: Vec<Compared>,
+    /// What the machine did meanwhile.
+    pub conditions: Conditions,
 }
 
 impl Audit {
@@ -264,6 +267,7 @@ fn who(by: Chosen) -> &'static str {
 /// # Errors
 /// When the model cannot be opened, planned or run, or an option does not fit it.
 pub fn audit(config: &Config, mut progress: impl FnMut(&str)) -> Result<Audit> {
+    let before = State::now();
     progress("load");
     let model = open(&config.path, config.batch, true)?.model;
     let mut chosen = Subject::new(&model, config, false, Forms::new())?;
@@ -367,12 +371,13 @@ pub fn audit(config: &Config, mut progress: impl FnMut(&str)) -> Result<Audit> {
         }
     });
     Ok(Audit {
-        model: config.path.display().to_string(),
+        model: config.name(),
         machine: machine().to_owned(),
         threads,
         isa,
         layers: layers.collect(),
         whole,
+        conditions: Conditions::since(before, threads),
     })
 }
 

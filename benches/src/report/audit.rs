@@ -1,6 +1,6 @@
 //! The report of an audit.
 
-use super::text::tail;
+use super::text::{doubts, line, tail};
 use super::time;
 use crate::{Audit, AuditLayer, SCHEMA, TOLERANCE, Verdict};
 use serde_json::json;
@@ -23,6 +23,8 @@ pub fn audit_text(audit: &Audit) -> String {
         let _ = write!(out, "\n{phase}\n{}", table(&layers.collect::<Vec<_>>()));
     }
     out.push('\n');
+    line(&mut out, "machine", audit.conditions.line());
+    doubts(&mut out, &audit.conditions);
     for c in &audit.whole {
         let _ = writeln!(
             out,

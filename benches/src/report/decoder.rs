@@ -1,7 +1,7 @@
 //! The report of a language model.
 
 use super::json::Flat;
-use super::text::{held, line, parameters, table_of};
+use super::text::{doubts, held, line, parameters, table_of};
 use super::{bytes, time};
 use crate::{DecoderReport, Layer, SCHEMA, Summary};
 use serde_json::json;
@@ -60,6 +60,7 @@ pub fn decoder_text(report: &DecoderReport) -> String {
             bytes(r.cache_bytes as u64),
         ),
     );
+    line(&mut out, "machine", r.conditions.line());
     let rate = |s: &Summary, tokens: usize| tokens as f64 / (s.p50 * 1e-3);
     let mut phase = |name: &str, s: &Summary, tokens: usize, more: String| {
         line(
@@ -96,6 +97,7 @@ pub fn decoder_text(report: &DecoderReport) -> String {
             let _ = write!(out, "\n{title}\n{}", table_of(&together(layers), r.limits));
         }
     }
+    doubts(&mut out, &r.conditions);
     out
 }
 
@@ -187,6 +189,7 @@ pub fn decoder_json(report: &DecoderReport) -> String {
     flat.put("mapped_bytes", r.mapped_bytes);
     flat.put("token_bytes", r.token_bytes);
     flat.put("file_bytes", r.file_bytes);
+    flat.conditions(&r.conditions);
     flat.line()
 }
 

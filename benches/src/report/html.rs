@@ -79,6 +79,11 @@ pub fn html(report: &Report) -> String {
         let what = format!("peak {}, anonymous {}", bytes(m.peak), bytes(m.anonymous));
         facts.push(("memory", what));
     }
+    facts.push(("machine", r.conditions.line()));
+    let doubts = r.conditions.doubts();
+    if !doubts.is_empty() {
+        facts.push(("do not trust", escape(&doubts.join("; "))));
+    }
     if let Some(l) = r.limits {
         let what = format!(
             "{:.0} GFLOP/s, {:.0} GB/s from memory, {} thread(s)",

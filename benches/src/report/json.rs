@@ -1,6 +1,7 @@
 //! The report for a program.
 
 use crate::{Facts, Report, Resident, SCHEMA};
+use lacuna_targets::Conditions;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -45,6 +46,27 @@ impl Flat {
         self.put("sparse_weights", sparse_weights);
     }
 
+    /// What the machine is and did meanwhile.
+    pub fn conditions(&mut self, c: &Conditions) {
+        let (before, after, doubts) = (&c.before, &c.after, c.doubts());
+        self.put("machine", lacuna::plan::machine());
+        self.put("governor", &after.governor);
+        self.put("mhz", after.mhz);
+        self.put("max_mhz", after.max_mhz);
+        self.put("throttles", c.throttles());
+        self.figures([
+            ("celsius_before", before.celsius),
+            ("celsius_after", after.celsius),
+            ("load_before", before.load),
+            ("load_after", after.load),
+            ("others_cores", c.others_cores),
+            ("stolen", c.stolen),
+        ]);
+        self.put("trusted", doubts.is_empty());
+        let doubts = (!doubts.is_empty()).then(|| doubts.join("; "));
+        self.put("doubts", doubts);
+    }
+
     /// The object on one line.
     pub fn line(self) -> String {
         Value::Object(self.0).to_string()
@@ -85,6 +107,7 @@ pub fn json(report: &Report) -> String {
     flat.put("packed_bytes", r.packed_bytes);
     flat.put("mapped_bytes", r.mapped_bytes);
     flat.put("file_bytes", r.file_bytes);
+    flat.conditions(&r.conditions);
     flat.line()
 }
 
@@ -112,6 +135,13 @@ mod tests {
         assert_eq!(number("peak_rss_bytes"), 90e6);
         assert!((number("sparsity") - 0.8).abs() < 1e-12);
         assert!(!value.contains_key("p99_ms"), "three runs have no p99");
+        assert_eq!((number("celsius_after"), number("throttles")), (60.0, 2.0));
+        assert_eq!(value["trusted"], false);
+        let doubts = value["doubts"].as_str().unwrap();
+        assert!(
+            doubts.contains("2 times") && doubts.contains("40 to 60"),
+            "{doubts}"
+        );
     }
 
     #[test]

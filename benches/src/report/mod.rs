@@ -65,7 +65,7 @@ fn dims(shape: &[usize]) -> String {
 pub(crate) mod tests {
     use super::*;
     use crate::{Facts, Layer, Report, Resident, Summary, place_under_limits};
-    use lacuna_targets::{Limits, Profile};
+    use lacuna_targets::{Conditions, Limits, Profile, State};
 
     /// A report of three layers, made up.
     pub(crate) fn sample() -> Report {
@@ -136,6 +136,19 @@ pub(crate) mod tests {
             mapped_bytes: 0,
             dense_steady: Summary::of(&[8.0, 8.2, 7.8]),
             speedup: Some(2.0),
+            conditions: {
+                let at = |celsius, throttles| {
+                    let mut state = State::default();
+                    (state.celsius, state.throttles) = (Some(celsius), Some(throttles));
+                    state
+                };
+                Conditions {
+                    before: at(40.0, 5),
+                    after: at(60.0, 7),
+                    threads: 1,
+                    ..Conditions::default()
+                }
+            },
             limits: profile.limits_for(1),
             layers,
         }

@@ -2,7 +2,7 @@
 
 use super::{bytes, count, dims, percent, time};
 use crate::{Facts, Layer, Report, Resident, Summary};
-use lacuna_targets::Limits;
+use lacuna_targets::{Conditions, Limits};
 use std::fmt::Write;
 
 /// Longer names keep their end.
@@ -68,6 +68,7 @@ pub fn text(report: &Report) -> String {
     if let Some(packs) = &r.packs {
         line(&mut out, "packs", packs.to_string());
     }
+    line(&mut out, "machine", r.conditions.line());
     line(&mut out, "latency", summary(&r.steady));
     if let Some(dense) = &r.dense_steady {
         line(&mut out, "dense", summary(dense));
@@ -88,6 +89,7 @@ pub fn text(report: &Report) -> String {
             );
         }
     }
+    doubts(&mut out, &r.conditions);
     match (r.speedup, &r.dense_steady) {
         (Some(speedup), Some(dense)) => {
             let minima = dense.min / r.steady.min;
@@ -136,6 +138,18 @@ pub(super) fn held(resident: Option<Resident>) -> String {
     resident.map_or("not told here".into(), |m| {
         format!("peak {}   anonymous {}", bytes(m.peak), bytes(m.anonymous))
     })
+}
+
+/// Why figures may not be those of this machine.
+pub(super) fn doubts(out: &mut String, conditions: &Conditions) {
+    let doubts = conditions.doubts();
+    if !doubts.is_empty() {
+        let _ = writeln!(
+            out,
+            "\nnote      do not trust these figures: {}",
+            doubts.join("; ")
+        );
+    }
 }
 
 /// A figure and its name.
@@ -293,6 +307,12 @@ mod tests {
         report.steady = Summary::of(&[1.0, 1.01, 1.02, 1.01, 9.0]).unwrap();
         let text = text(&report);
         assert!(text.contains("outliers 1 of 5;"), "{text}");
+        let warm =
+            "do not trust these figures: cores were throttled 2 times meanwhile; the temperature";
+        assert!(
+            text.contains(warm) && text.contains("40 to 60 °C"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -12,10 +12,41 @@ use crate::{Error, Options, Result};
 use config::Object;
 use lacuna::Model;
 use lacuna::model::Weights;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What makes a folder a directory of Hugging Face.
 pub(crate) const CONFIG: &str = "config.json";
+
+/// What is read beside the weights, where it is there.
+const BESIDE: [&str; 7] = [
+    CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+];
+
+/// The files of a directory that hold its weights.
+pub(crate) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    weights::files(folder)
+}
+
+/// The files that describe a directory's model and its text; none where it has no `config.json`.
+pub(crate) fn beside(folder: &Path) -> Vec<PathBuf> {
+    if !folder.join(CONFIG).is_file() {
+        return Vec::new();
+    }
+    let mut files: Vec<PathBuf> = BESIDE.iter().map(|name| folder.join(name)).collect();
+    // Modules lie in folders of their own.
+    if folder.join("modules.json").is_file() {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        files.extend(entries.map(|e| e.path().join(CONFIG)));
+    }
+    files.retain(|f| f.is_file());
+    files
+}
 
 /// Reads a directory.
 pub(crate) fn read(folder: &Path, options: &Options) -> Result<Model> {

@@ -22,16 +22,14 @@ pub(super) struct Loaded {
     pub digest: String,
 }
 
-/// Reads the tensors of a directory.
-pub(super) fn load(folder: &Path) -> Result<Loaded> {
+/// The one file of the weights of a directory, or the index of their shards.
+fn find(folder: &Path) -> Result<(PathBuf, bool)> {
     for (single, index) in SINGLE.iter().zip(INDEX) {
-        let file = folder.join(single);
-        if file.exists() {
-            return load_file(&file);
-        }
-        let file = folder.join(index);
-        if file.exists() {
-            return load_shards(folder, &file);
+        for (name, shards) in [(single, false), (&index, true)] {
+            let file = folder.join(name);
+            if file.exists() {
+                return Ok((file, shards));
+            }
         }
     }
     Err(crate::Error::Format {
@@ -42,6 +40,26 @@ pub(super) fn load(folder: &Path) -> Result<Loaded> {
             INDEX.join(", ")
         ),
     })
+}
+
+/// Reads the tensors of a directory.
+pub(super) fn load(folder: &Path) -> Result<Loaded> {
+    match find(folder)? {
+        (file, false) => load_file(&file),
+        (file, true) => load_shards(folder, &file),
+    }
+}
+
+/// The files that [`load`] reads.
+pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let (file, shards) = find(folder)?;
+    let mut files = vec![file];
+    if shards {
+        let (_, named) = index(&files[0])?;
+        let named: BTreeSet<String> = named.into_values().collect();
+        files.extend(named.iter().map(|name| folder.join(name)));
+    }
+    Ok(files)
 }
 
 fn read(path: &Path) -> Result<(Weights, Source)> {

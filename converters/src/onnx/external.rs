@@ -5,7 +5,7 @@ use crate::source::Source;
 use lacuna::model::Bytes;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 /// The data files that a model refers to; none may lie outside the model's folder.
 pub(super) struct External<'a> {
@@ -66,6 +66,11 @@ impl<'a> External<'a> {
     }
 
     fn open_beside(&self, location: &str) -> Result<Source, String> {
+        Source::open(&self.beside(location)?).map_err(|e| format!("external data: {e}"))
+    }
+
+    /// Where a data file lies, once it is known not to lie outside the model's folder.
+    pub fn beside(&self, location: &str) -> Result<PathBuf, String> {
         let outside = || format!("external data `{location}` lies outside the model's folder");
         let plain = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
         if location.contains('\\') || !Path::new(location).components().all(plain) {
@@ -80,11 +85,11 @@ impl<'a> External<'a> {
             let found = path.canonicalize();
             found.map_err(|e| format!("external data `{location}`: {e}"))
         };
-        let path = resolve(&folder.join(location))?;
-        if !path.starts_with(resolve(folder)?) {
+        let path = folder.join(location);
+        if !resolve(&path)?.starts_with(resolve(folder)?) {
             return Err(outside());
         }
-        Source::open(&path).map_err(|e| format!("external data: {e}"))
+        Ok(path)
     }
 
     /// SHA-256 of the model followed by its data files in the order of their names, in hex.

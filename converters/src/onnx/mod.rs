@@ -31,6 +31,8 @@ use lacuna::Model;
 use lacuna::model::{Bytes, Dim, Input};
 use prost::Message;
 use proto::{GraphProto, ModelProto, ValueInfoProto, data_type};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use tensor::{Budget, Reader};
 
 /// The operator sets that are read.
@@ -53,11 +55,32 @@ impl AsRef<[u8]> for Owner {
     }
 }
 
+fn decoded(source: &Source) -> Result<ModelProto> {
+    let file = prost::bytes::Bytes::from_owner(Owner(source.bytes.clone()));
+    ModelProto::decode(file).map_err(|e| source.error(format!("not a valid ONNX file: {e}")))
+}
+
+/// The files beside a model that its tensors lie in.
+pub(crate) fn data_files(source: &Source) -> Result<Vec<PathBuf>> {
+    let graph = decoded(source)?.graph.unwrap_or_default();
+    let constants = graph.node.iter().flat_map(|n| &n.attribute);
+    let constants = constants.filter_map(|a| a.t.as_ref());
+    let external = External::new(&source.path);
+    let locations = graph.initializer.iter().chain(constants);
+    let locations = locations
+        .filter(|t| t.data_location == 1)
+        .flat_map(|t| &t.external_data)
+        .filter(|e| e.key == "location");
+    let names: BTreeSet<&str> = locations.map(|e| e.value.as_str()).collect();
+    let beside = names.into_iter().map(|name| external.beside(name));
+    beside
+        .collect::<Result<_, String>>()
+        .map_err(|what| source.error(what))
+}
+
 /// Reads a model.
 pub(crate) fn read(source: &Source, options: &Options) -> Result<Model> {
-    let file = prost::bytes::Bytes::from_owner(Owner(source.bytes.clone()));
-    let proto = ModelProto::decode(file)
-        .map_err(|e| source.error(format!("not a valid ONNX file: {e}")))?;
+    let proto = decoded(source)?;
     let graph = proto.graph.as_ref();
     let graph = graph.ok_or_else(|| source.error("an ONNX file without a graph"))?;
     let opset = proto

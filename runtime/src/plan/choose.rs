@@ -1,5 +1,6 @@
 //! Choosing a form for a weighted layer: which are legal, and which is estimated fastest.
 
+use super::costs::Costs;
 use super::form::{Candidate, Chosen, Form, Variant};
 use crate::kernels::cpu::chunk::Chunk;
 use crate::kernels::cpu::lookup::MOST_INPUTS;
@@ -103,16 +104,9 @@ impl Layer {
 /// Input rows up to which dot products are used.
 pub const MOST_DOT_COLUMNS: usize = 8;
 
-/// The cost of a byte from memory: mapped, and packed in huge pages.
-const MAPPED: f64 = 0.22;
-const PACKED: f64 = 0.14;
-
-/// Bytes of weights that stay in a core's caches.
-const CACHED: f64 = 4e6;
-
 /// The legal forms of a layer by their estimated cost, those that would be chosen first and cheapest
 /// first.
-pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Candidate> {
+pub fn candidates(layer: &Layer, dense_only: bool, costs: &Costs) -> Vec<Candidate> {
     let few = layer.linear && layer.columns <= MOST_DOT_COLUMNS;
     let two_of_four = (layer.stored).is_some_and(|s| s.storage == Storage::TwoFour);
     let (dense, sparse) = match (few, two_of_four) {
@@ -165,7 +159,7 @@ pub fn candidates(layer: &Layer, dense_only: bool) -> Vec<Candidate> {
         .into_iter()
         .map(|(variant, copy)| Candidate {
             variant,
-            cost: cost(layer, variant),
+            cost: cost(layer, variant, costs),
             copy,
         })
         .collect();
@@ -189,21 +183,20 @@ pub fn is_legal(layer: &Layer, listed: &[Candidate], variant: Variant) -> bool {
     }
 }
 
-/// The estimate, in vector operations of a dense panel. The constants of panels are fitted to audits by
-/// `benches/fit.py`.
-fn cost(layer: &Layer, variant: Variant) -> f64 {
+/// The estimate, in vector operations of a dense panel.
+fn cost(layer: &Layer, variant: Variant, c: &Costs) -> f64 {
     let (rows, cols, nonzeros) = (layer.rows as f64, layer.cols as f64, layer.nonzeros as f64);
     let vectors = layer.columns.div_ceil(16) as f64;
     let element = layer.stored.map_or(4, |s| s.element) as f64;
     let passes = Chunk::passes(layer.columns, layer.cols);
     // A linear layer's weights may exceed the caches; panels then read them for each tile of columns.
-    let traffic = |bytes: f64, times: usize| match layer.linear && bytes > CACHED {
-        true => 0.2 * bytes * times as f64,
+    let traffic = |bytes: f64, times: usize| match layer.linear && bytes > c.cached {
+        true => c.reread * bytes * times as f64,
         false => 0.0,
     };
     let (few, columns) = (layer.columns <= MOST_DOT_COLUMNS, layer.columns as f64);
     // What the caches do not hold comes at the memory's speed, which hides the work.
-    let far = |near: f64, bytes: f64, byte: f64| match bytes > CACHED {
+    let far = |near: f64, bytes: f64, byte: f64| match bytes > c.cached {
         true => near.max(byte * bytes),
         false => near,
     };
@@ -214,7 +207,7 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
         // The same without lanes that no column fills, and the sums are transposed.
         Form::DenseByRow => {
             let rows = layer.rows.next_multiple_of(ROW_GROUP) as f64;
-            rows * layer.columns as f64 * (cols / 16.8 + 0.8)
+            rows * layer.columns as f64 * (cols / c.by_row_lanes + c.by_row_sums)
         }
         // For each non-zero an FMA and a load by vector, dearer from beyond the first-level cache and fewer in
         // pairs, and its own loads by tile; for each row of each chunk the sums, and the start and end of a loop.
@@ -222,67 +215,78 @@ fn cost(layer: &Layer, variant: Variant) -> f64 {
             let width = variant.width.max(1);
             let sums = rows * layer.cols.div_ceil(variant.chunk.max(1)) as f64;
             let panel = layer.cols.min(variant.chunk) * width * 4;
-            let load = if panel > layer.l1_bytes { 1.36 } else { 0.85 };
+            let load = match panel > layer.l1_bytes {
+                true => c.far_load,
+                false => c.load,
+            };
             let tiles = layer.columns.div_ceil(width);
             let (loads, row) = match variant.form {
                 Form::PairPanel => (
                     self::loads(layer.density(), layer.cols.min(variant.chunk)),
-                    32.0,
+                    c.paired_row,
                 ),
-                _ => (1.0, 58.7),
+                _ => (1.0, c.row),
             };
-            vectors * ((0.18 + load * loads) * nonzeros + 1.05 * sums)
-                + tiles as f64 * (1.1 * nonzeros + row * sums)
+            vectors * ((c.nonzero + load * loads) * nonzeros + c.sums * sums)
+                + tiles as f64 * (c.tile_nonzero * nonzeros + row * sums)
                 + traffic(6.0 * nonzeros, tiles)
         }
         // A weight's load is shared by all columns; few columns are bound by bytes.
         Form::DenseOutputs => {
             let near = if few {
-                (0.92 * columns).max(4.3)
+                (c.outputs_few_column * columns).max(c.outputs_least)
             } else {
-                0.8 + 0.84 * columns
+                c.outputs + c.outputs_column * columns
             };
-            far(rows * cols / 16.0 * near, 4.0 * rows * cols, PACKED)
+            far(rows * cols / 16.0 * near, 4.0 * rows * cols, c.packed)
         }
         // Per step a permutation for each column; the sparser, the more lanes are idle.
         Form::LookupRows => {
-            let steps = (nonzeros + 0.055 * rows * cols) / 16.0;
-            far(steps * (3.6 + 1.9 * columns), 82.0 * steps, PACKED)
+            let steps = (nonzeros + c.lookup_idle * rows * cols) / 16.0;
+            far(
+                steps * (c.lookup + c.lookup_column * columns),
+                c.lookup_bytes * steps,
+                c.packed,
+            )
         }
         // Bound by bytes, from somewhere between the second-level cache and memory.
         Form::DenseRows => {
             let bytes = element * rows * cols;
-            let near = 0.05 * rows * cols * (1.0 + 0.5 * columns + 0.96 * element);
-            far(near, bytes, MAPPED)
+            let near = c.rows_element
+                * rows
+                * cols
+                * (c.dense_rows + c.rows_column * columns + c.dense_rows_byte * element);
+            far(near, bytes, c.mapped)
         }
         // The same, with an expansion per 16 elements.
         Form::BitmaskRows => {
             let bytes = rows * cols / 8.0 + element * nonzeros;
-            let near = 0.05 * rows * cols * (2.5 + 0.5 * columns) + 0.05 * element * nonzeros;
-            far(near, bytes, MAPPED)
+            let near = c.rows_element * rows * cols * (c.bitmask_rows + c.rows_column * columns)
+                + c.rows_element * element * nonzeros;
+            far(near, bytes, c.mapped)
         }
         // Inputs are selected in the place of an expansion, for each column.
         Form::TwoOfFourRows => {
             let bytes = rows * cols / 8.0 + element * rows * cols / 2.0;
             let near = match layer.columns {
-                ..=4 => rows * cols * (0.09 + 0.045 * columns),
-                _ => rows * cols * (0.225 + 0.025 * columns),
+                ..=4 => rows * cols * (c.two_of_four_few + c.two_of_four_few_column * columns),
+                _ => rows * cols * (c.two_of_four_rows + c.two_of_four_rows_column * columns),
             };
-            far(near, bytes, MAPPED)
+            far(near, bytes, c.mapped)
         }
         // As the dense panel, and for each pass a vector that is read, converted and stored.
         Form::DenseChunk => {
-            rows * cols * (0.91 * vectors + 0.15 * passes as f64)
+            rows * cols * (c.chunk * vectors + c.dense_chunk_pass * passes as f64)
                 + traffic(element * rows * cols, passes)
         }
         // For each stored weight a load by vector as well.
         Form::TwoOfFourChunk => {
-            rows * cols * (0.66 * vectors + 0.2 * passes as f64)
+            rows * cols * (c.two_of_four_chunk * vectors + c.two_of_four_chunk_pass * passes as f64)
                 + traffic(rows * cols / 8.0 + element * rows * cols / 2.0, passes)
         }
         // As the dense chunk, with an expansion.
         Form::BitmaskChunk => {
-            rows * cols * (0.91 * vectors + 0.25 * passes as f64)
+            rows * cols * (c.chunk * vectors + c.bitmask_chunk_pass * passes as f64)
                 + traffic(rows * cols / 8.0 + element * nonzeros, passes)
         }
     }
@@ -353,7 +357,9 @@ mod tests {
     }
 
     fn best(layer: &Layer, dense_only: bool) -> Form {
-        candidates(layer, dense_only)[0].variant.form
+        candidates(layer, dense_only, &Costs::default())[0]
+            .variant
+            .form
     }
 
     fn stored(element: usize, storage: Storage, only: bool) -> Stored {
@@ -374,11 +380,11 @@ mod tests {
         ] {
             let kept = Some(stored(2, storage, true));
             for (columns, form) in [(8, few), (9, many)] {
-                let list = candidates(&layer(columns, 0.5, kept), false);
+                let list = candidates(&layer(columns, 0.5, kept), false, &Costs::default());
                 assert_eq!(list[0].variant.form, form);
                 assert_eq!(list.iter().filter(|c| !c.copy).count(), 1, "{list:?}");
             }
-            let dense = candidates(&layer(9, 0.5, kept), true);
+            let dense = candidates(&layer(9, 0.5, kept), true, &Costs::default());
             assert_eq!(dense.len(), 1);
             assert_eq!(dense[0].variant.form, Form::DenseChunk);
         }
@@ -407,7 +413,7 @@ mod tests {
                 Some(stored(4, Storage::Bitmask, false)),
                 Some(stored(2, Storage::TwoFour, true)),
             ] {
-                let list = candidates(&layer(columns, 0.3, kept), false);
+                let list = candidates(&layer(columns, 0.3, kept), false, &Costs::default());
                 let dense = list.iter().filter(|c| c.variant.form.is_dense()).count();
                 assert!(dense >= 1 && list.len() - dense >= 2, "{list:?}");
                 assert!(list.iter().all(|c| is_legal(
@@ -421,7 +427,7 @@ mod tests {
             linear: false,
             ..layer(196, 0.3, None)
         };
-        let list = candidates(&conv, false);
+        let list = candidates(&conv, false, &Costs::default());
         for (width, chunk, legal) in [
             (64, 100, true),
             (60, 100, false),

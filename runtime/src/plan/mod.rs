@@ -2,6 +2,7 @@
 
 mod arena;
 mod choose;
+mod costs;
 mod form;
 mod gate;
 mod lower;
@@ -9,6 +10,7 @@ mod pack_cache;
 mod rewrite;
 mod tuned;
 
+pub use costs::Costs;
 pub use form::{Candidate, Chosen, Form, Forms, Variant};
 pub use pack_cache::PackReport;
 pub use tuned::{Tuned, density_bucket, machine};
@@ -42,6 +44,8 @@ pub struct PlanOptions {
     pub forms: Forms,
     /// Measured choices; they go before estimates.
     pub tuned: Option<Tuned>,
+    /// Constants of the estimate that ranks forms.
+    pub costs: Costs,
     /// A directory where packed weights are kept for the next time.
     pub pack_cache: Option<PathBuf>,
 }
@@ -58,6 +62,7 @@ impl PlanOptions {
             threads: 1,
             forms: Forms::new(),
             tuned: None,
+            costs: Costs::default(),
             pack_cache: None,
         }
     }

@@ -5,7 +5,7 @@ use super::{isa, team};
 use crate::kernels::cpu::Sequence;
 use crate::kernels::cpu::team::Team;
 use crate::model::{Dim, Graph, Input, Op, Symbols};
-use crate::plan::{Forms, Memory, Plan, PlanOptions, Slot, StepInfo, Tuned};
+use crate::plan::{Costs, Forms, Memory, Plan, PlanOptions, Slot, StepInfo, Tuned};
 use crate::{DType, Error, Isa, Model, Result};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ pub struct DecoderOptions {
     pub forms: Forms,
     /// Choices that were measured, as in [`SessionOptions`](crate::SessionOptions::tuned).
     pub tuned: Option<Tuned>,
+    /// As [`SessionOptions::costs`](crate::SessionOptions::costs).
+    pub costs: Costs,
     /// As [`SessionOptions::round_inputs`](crate::SessionOptions::round_inputs); `None` rounds where layers
     /// become faster by it, with the instruction set "avx512bf16". The error is of the size that storing
     /// weights so has.
@@ -152,6 +154,7 @@ impl Decoder {
                     threads: team.size(),
                     forms: options.forms.clone(),
                     tuned: options.tuned.clone(),
+                    costs: options.costs.clone(),
                     pack_cache: None,
                 },
             )

@@ -11,7 +11,7 @@ mod stream;
 use crate::kernels::cpu::team::Team;
 use crate::kernels::cpu::{Isa, Sequence};
 use crate::model::Symbols;
-use crate::plan::{Forms, Memory, PackReport, Plan, PlanOptions, Slot, StepInfo, Tuned};
+use crate::plan::{Costs, Forms, Memory, PackReport, Plan, PlanOptions, Slot, StepInfo, Tuned};
 use crate::{DType, Elements, Error, Model, Result, Tensor, TensorView, TensorViewMut};
 use bound::{Arena, Bound};
 pub use decoder::{Decoder, DecoderOptions, PhaseKind, StepTimes};
@@ -42,6 +42,8 @@ pub struct SessionOptions {
     /// Choices that were measured: [`Tuned::open`](crate::plan::Tuned::open) reads the file that
     /// `lacuna-bench --tune` writes.
     pub tuned: Option<Tuned>,
+    /// Constants of the estimate that chooses the other forms, such as those of a device profile.
+    pub costs: Costs,
     /// A directory where packed weights are kept, and mapped by later sessions instead of packed again.
     /// It is made when it is not there; files that do not serve are passed over and written anew
     /// ([`Session::packs`] says which and why). Who can write there can change the model's answers.
@@ -89,6 +91,7 @@ impl Session {
                 threads: team.size(),
                 forms: options.forms,
                 tuned: options.tuned,
+                costs: options.costs,
                 pack_cache: options.pack_cache,
             },
         )?;

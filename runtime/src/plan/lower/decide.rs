@@ -12,7 +12,7 @@ pub(super) fn decide(
     key: &str,
     density: f64,
 ) -> Result<(Decision, Vec<Candidate>)> {
-    let legal = choose::candidates(layer, context.options.dense);
+    let legal = choose::candidates(layer, context.options.dense, &context.options.costs);
     let decision = match asked(context, layer, &legal, density)? {
         Some(asked) => asked,
         None => measured(context, layer, &legal, key, density).unwrap_or_else(|| Decision {
