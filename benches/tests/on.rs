@@ -14,9 +14,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Leaves out the tests that need an ssh server.
-const NO_SERVER: &str = "LACUNA_NO_SSHD";
-
 /// Names what a shell and a file system let through.
 const ODD: &str = "it's $(odd) `one` \"& ; é";
 
@@ -153,11 +150,7 @@ impl Drop for Server {
     }
 }
 
-fn server(desk: &Desk) -> Option<Server> {
-    if std::env::var_os(NO_SERVER).is_some() {
-        eprintln!("{NO_SERVER} is set: nothing is checked over ssh");
-        return None;
-    }
+fn server(desk: &Desk) -> Server {
     let program = std::env::var("LACUNA_SSHD").unwrap_or("/usr/sbin/sshd".into());
     let keys = desk.folder.path().join("keys");
     fs::create_dir(&keys).unwrap();
@@ -181,10 +174,7 @@ fn server(desk: &Desk) -> Option<Server> {
     command.args(["-D", "-e", "-f", &key("config")]);
     command.stderr(fs::File::create(key("server.log")).unwrap());
     let mut child = command.spawn().unwrap_or_else(|e| {
-        panic!(
-            "{program}: {e}; install an ssh server (openssh-server), name one in LACUNA_SSHD, or set {NO_SERVER} to leave \
-             these tests out"
-        )
+        panic!("{program}: {e}; install an ssh server (openssh-server), or name one in LACUNA_SSHD")
     });
     let begin = Instant::now();
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -208,13 +198,14 @@ fn server(desk: &Desk) -> Option<Server> {
     ] {
         on.extend(["--ssh-option".into(), option]);
     }
-    Some(Server { child, on })
+    Server { child, on }
 }
 
 #[test]
+#[ignore = "needs an ssh server"]
 fn over_ssh_figures_and_files_come_back_as_if_it_ran_here() {
     let desk = Desk::new();
-    let Some(server) = server(&desk) else { return };
+    let server = server(&desk);
     let bench = |args: &[&str]| desk.bench(&server.on, args);
 
     // The same model twice: pushed once, measured twice.
@@ -271,9 +262,10 @@ fn over_ssh_figures_and_files_come_back_as_if_it_ran_here() {
 }
 
 #[test]
+#[ignore = "needs an ssh server"]
 fn models_of_several_files_are_pushed_whole() {
     let desk = Desk::new();
-    let Some(server) = server(&desk) else { return };
+    let server = server(&desk);
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../converters/tests/fixtures");
     let sharded = fixtures.join("language/llama");
     let args = [
@@ -289,9 +281,10 @@ fn models_of_several_files_are_pushed_whole() {
 }
 
 #[test]
+#[ignore = "needs an ssh server"]
 fn what_goes_wrong_over_ssh_is_said_and_cleared_up() {
     let desk = Desk::new();
-    let Some(server) = server(&desk) else { return };
+    let server = server(&desk);
     let bench = |args: &[&str]| desk.bench(&server.on, args);
     let told = |command: &mut Command, parts: &[&str]| {
         let error = refused(&desk, command);
@@ -392,9 +385,10 @@ fn what_goes_wrong_over_ssh_is_said_and_cleared_up() {
 }
 
 #[test]
+#[ignore = "needs an ssh server"]
 fn who_is_killed_leaves_nothing_on_the_device() {
     let desk = Desk::new();
-    let Some(server) = server(&desk) else { return };
+    let server = server(&desk);
     let mut command = desk.bench(&server.on, &[desk.model(), "--json"]);
     command.args(["--warmup", "1000000000"]);
     command.stdout(Stdio::null()).stderr(Stdio::null());

@@ -40,9 +40,9 @@ pub(super) fn ranked(net: &Net<'_>, budget: &Budget) -> Result<Vec<usize>> {
     let mut bunches: Vec<Bunch> = Vec::new();
     // Bunches of each module in the order in which they go.
     let mut goes: Vec<Vec<Vec<usize>>> = vec![Vec::new(); net.modules.len()];
-    net.watch(&mut |members, _, _, taps| {
-        for &(m, input) in members {
-            let scores = atoms(&net.modules[m], &net.dense(m), &taps.fitted[input]);
+    net.watch(&mut |block| {
+        for &(m, input) in block.members {
+            let scores = atoms(&net.modules[m], &net.dense(m), &block.taps.fitted[input]);
             for (atoms, rank) in in_order(&net.modules[m], &scores) {
                 bunches.push(Bunch { module: m, rank });
                 goes[m].push(atoms);
@@ -143,8 +143,9 @@ fn in_order(module: &Module, scores: &[f64]) -> Vec<(Vec<usize>, f64)> {
 /// Atoms of each module that stay where whole blocks go.
 pub(super) fn blocks(net: &Net<'_>, budget: &Budget) -> Result<Vec<usize>> {
     let mut influence: Vec<f64> = Vec::new();
-    net.watch(&mut |_, before, after, _| {
-        influence.push(1.0 - similarity(before, after.windows(), after.width()));
+    net.watch(&mut |block| {
+        let after = block.after;
+        influence.push(1.0 - similarity(block.before, after.windows(), after.width()));
     })?;
     let members = net.by_block();
     let mut order: Vec<usize> = (0..members.len())

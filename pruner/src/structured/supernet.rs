@@ -40,6 +40,17 @@ pub(crate) struct Net<'m> {
     pub digest: String,
 }
 
+/// What a run of the model as it was shows of a block.
+pub(crate) struct Passed<'a> {
+    /// Its modules, and the index of their input.
+    pub members: &'a [(usize, usize)],
+    /// The states of the windows before it and behind it.
+    pub before: &'a [Vec<f32>],
+    pub after: &'a States,
+    /// Sums of the inputs and of their squares.
+    pub taps: &'a Taps,
+}
+
 /// A level of a module.
 #[derive(Clone, Debug)]
 pub(crate) struct Rung {
@@ -125,17 +136,18 @@ impl<'m> Net<'m> {
         Matrix::of(self.layer(module).weight)
     }
 
-    /// Runs the model as it was, and shows each block: its modules and the indices of their inputs, the states before and
-    /// after it, and the sums of squares of the inputs.
-    pub fn watch(
-        &self,
-        look: &mut dyn FnMut(&[(usize, usize)], &[Vec<f32>], &States, &Taps),
-    ) -> Result<()> {
+    /// Runs the model as it was, and shows each block.
+    pub fn watch(&self, look: &mut dyn FnMut(Passed<'_>)) -> Result<()> {
         let mut states = self.states()?;
         for (block, members) in self.blocks.blocks.iter().zip(&self.members) {
             let before = states.windows().to_vec();
             let taps = states.collect(block, self.model, false, true)?;
-            look(members, &before, &states, &taps);
+            look(Passed {
+                members,
+                before: &before,
+                after: &states,
+                taps: &taps,
+            });
             for &(m, _) in members {
                 self.layer(m).weight.release();
             }
