@@ -72,11 +72,13 @@ def queue():
         )
     runs += pruned[4:]
     runs.append(run("resnet32-dense", ["train"], "cifar-resnet32.th", 2, 0.01, model="resnet-32", sparsity=0))
-    for sparsity in [0.9, 0.95]:
+    # A floor of 0.2 % in each of 32 layers is more than 95 % leaves.
+    for sparsity, floor in [(0.9, "0.2"), (0.95, "0.1")]:
         for allocator in ["global", "global-floor"]:
+            words = ["global-mp"] + (["--mt-percent", floor] if allocator == "global-floor" else [])
             runs.append(
                 run(
-                    f"resnet32-{allocator}-{sparsity:g}", ALLOCATORS[allocator] + ["--sparsity", str(sparsity)],
+                    f"resnet32-{allocator}-{sparsity:g}", words + ["--sparsity", str(sparsity)],
                     "resnet32-dense", 4, 0.05, model="resnet-32", sparsity=sparsity, allocator=allocator,
                 )
             )
