@@ -42,6 +42,22 @@ impl Default for PerplexityOptions {
     }
 }
 
+impl PerplexityOptions {
+    /// A decoder of `model` that tells the logits of every token.
+    pub(crate) fn decoder(&self, model: &Model, capacity: usize) -> Result<Decoder> {
+        let options = DecoderOptions {
+            threads: self.threads,
+            isa: self.isa.clone(),
+            dense: self.dense,
+            round_inputs: self.round_inputs,
+            capacity,
+            all_logits: true,
+            ..DecoderOptions::default()
+        };
+        Ok(Decoder::new(model, options)?)
+    }
+}
+
 /// What was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Perplexity {
@@ -93,18 +109,7 @@ pub fn perplexity(
             tokens.len()
         ));
     }
-    let mut decoder = Decoder::new(
-        model,
-        DecoderOptions {
-            threads: options.threads,
-            isa: options.isa.clone(),
-            dense: options.dense,
-            round_inputs: options.round_inputs,
-            capacity: window,
-            all_logits: true,
-            ..DecoderOptions::default()
-        },
-    )?;
+    let mut decoder = options.decoder(model, window)?;
     let count = (tokens.len() - window) / stride + 1;
     let count = options.windows.map_or(count, |n| n.min(count));
     let mut by_window = Vec::with_capacity(count);

@@ -2,7 +2,7 @@
 
 use crate::perplexity::{PerplexityOptions, nll};
 use crate::{Error, Result};
-use lacuna::{Decoder, DecoderOptions, Model, Tokenizer};
+use lacuna::{Model, Tokenizer};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -131,18 +131,7 @@ pub fn ask(
             at.unwrap_or(0) + 1
         )));
     }
-    let mut decoder = Decoder::new(
-        model,
-        DecoderOptions {
-            threads: options.threads,
-            isa: options.isa.clone(),
-            dense: options.dense,
-            round_inputs: options.round_inputs,
-            capacity: capacity.max(2),
-            all_logits: true,
-            ..DecoderOptions::default()
-        },
-    )?;
+    let mut decoder = options.decoder(model, capacity.max(2))?;
     let mut chosen = Vec::with_capacity(questions.len());
     for (done, question) in questions.iter().enumerate() {
         let mut lost = Vec::with_capacity(question.choices.len());

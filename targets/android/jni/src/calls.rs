@@ -283,11 +283,7 @@ pub extern "system" fn Java_dev_lacuna_Native_prefill<'l>(
     guard(&mut env, null_mut(), |env| {
         let decoder = handles::decoder(decoder)?;
         let mut decoder = handles::enter(&decoder, "decoder")?;
-        let mut ids = vec![0; env.get_array_length(&tokens).map_err(said)? as usize];
-        env.get_int_array_region(&tokens, 0, &mut ids)
-            .map_err(said)?;
-        let token = |id: &jint| u32::try_from(*id).map_err(|_| format!("token {id}"));
-        let ids: Vec<u32> = ids.iter().map(token).collect::<Result<_>>()?;
+        let ids = crate::text::ids(env, &tokens)?;
         let logits = decoder.prefill(&ids).map_err(said)?;
         let array = env.new_float_array(logits.len() as i32).map_err(said)?;
         env.set_float_array_region(&array, 0, logits)

@@ -67,6 +67,13 @@ fn token(id: jint) -> Result<u32> {
     u32::try_from(id).map_err(|_| format!("token {id}"))
 }
 
+/// The tokens of an array.
+pub fn ids(env: &JNIEnv<'_>, array: &JIntArray<'_>) -> Result<Vec<u32>> {
+    let mut ids = vec![0; env.get_array_length(array).map_err(said)? as usize];
+    env.get_int_array_region(array, 0, &mut ids).map_err(said)?;
+    ids.into_iter().map(token).collect()
+}
+
 /// `tokenizer(long model): long`
 #[unsafe(no_mangle)]
 pub extern "system" fn Java_dev_lacuna_Native_tokenizer<'l>(
@@ -101,13 +108,10 @@ pub extern "system" fn Java_dev_lacuna_Native_decode<'l>(
     mut env: JNIEnv<'l>,
     _: JClass<'l>,
     tokenizer: jlong,
-    ids: JIntArray<'l>,
+    tokens: JIntArray<'l>,
 ) -> jstring {
     guard(&mut env, null_mut(), |env| {
-        let mut list = vec![0; env.get_array_length(&ids).map_err(said)? as usize];
-        env.get_int_array_region(&ids, 0, &mut list).map_err(said)?;
-        let list: Vec<u32> = list.into_iter().map(token).collect::<Result<_>>()?;
-        let text = tokens::decode(tokenizer, &list)?;
+        let text = self::tokens::decode(tokenizer, &ids(env, &tokens)?)?;
         Ok(env.new_string(text).map_err(said)?.into_raw())
     })
 }
