@@ -85,7 +85,7 @@ impl<T: Plain> Deref for Room<T> {
 
 impl<T: Plain> DerefMut for Room<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        let start = match &mut self.storage {
+        let start: *mut u8 = match &mut self.storage {
             Storage::Lines(lines) => lines.as_mut_ptr().cast(),
             #[cfg(target_os = "linux")]
             Storage::Pages(map, from) => map.as_mut_ptr().wrapping_add(*from),

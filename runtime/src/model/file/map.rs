@@ -80,4 +80,6 @@ pub fn release(map: &Mmap, range: std::ops::Range<usize>) {
             };
         }
     }
+    #[cfg(not(unix))]
+    let _ = (map, range);
 }
