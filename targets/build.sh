@@ -24,22 +24,21 @@ need() { command -v "$1" >/dev/null || { echo "missing: $1 ($2)" >&2; exit 1; };
 floor() {
   local newest
   newest=$(readelf --dyn-syms --wide "$1" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
-  echo "$(basename "$1"): $newest, at most GLIBC_$2; $(stat -c %s "$1") bytes"
+  echo "$(basename "$1"): $newest, at most GLIBC_$2; $(stat -L -c %s "$1") bytes"
   [[ $(printf '%s\n' "$newest" "GLIBC_$2" | sort -V | tail -n 1) == "GLIBC_$2" ]]
 }
 
-linux() { # target, glibc, flags
+linux() { # target, glibc, flags for the library
   local target=$1 glibc=$2
   shift 2
   need cargo-zigbuild "pip install ziglang cargo-zigbuild"
   # A linker that the environment names would be taken, and its glibc.
   local linker=CARGO_TARGET_${target//-/_}_LINKER
   unset "${linker^^}"
-  cargo zigbuild --profile small --target "$target.$glibc" "${std[@]}" -p lacuna-c -p lacuna-bench "$@"
-  install -d "$out/include" "$out/lib" "$out/bin"
-  install -m 644 targets/c/include/lacuna.h "$out/include/"
-  install -m 644 "$built/$target/small/liblacuna.a" "$out/lib/"
-  install -m 755 "$built/$target/small/liblacuna.so" "$out/lib/"
+  # One after the other: together they would share features, and the library need not have those of the program.
+  cargo zigbuild --profile small --target "$target.$glibc" "${std[@]}" -p lacuna-bench
+  CARGO_BUILD=zigbuild targets/c/install.sh "$out" --target "$target.$glibc" "${std[@]}" "$@"
+  install -d "$out/bin"
   install -m 755 "$built/$target/small/lacuna-bench" "$out/bin/"
   floor "$out/lib/liblacuna.so" "$glibc"
   floor "$out/bin/lacuna-bench" "$glibc"
@@ -48,7 +47,7 @@ linux() { # target, glibc, flags
 case $name in
   server) linux x86_64-unknown-linux-gnu 2.28 "$@" ;;
   # One build serves both: instruction sets are found at run time.
-  jetson | raspberry-pi) linux aarch64-unknown-linux-gnu 2.31 --no-default-features --features lacuna-c/tokenizer "$@" ;;
+  jetson | raspberry-pi) linux aarch64-unknown-linux-gnu 2.31 --no-default-features --features tokenizer "$@" ;;
   android)
     ndk=${ANDROID_NDK_HOME:?names the folder of the NDK, 26 or newer}
     clang=$(ls "$ndk"/toolchains/llvm/prebuilt/*/bin/aarch64-linux-android24-clang)

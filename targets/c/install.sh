@@ -3,9 +3,10 @@
 #
 #     targets/c/install.sh PREFIX [flags of cargo, such as --target aarch64-unknown-linux-gnu or --no-default-features]
 #
-# The profile is `small`, unless PROFILE names another one. DESTDIR is put before PREFIX where files are written.
+# The profile is `small`, unless PROFILE names another one. DESTDIR is put before PREFIX where files are written. CARGO_BUILD
+# names another verb of cargo than `build`, such as `zigbuild`, with which a target may end in a version of glibc.
 set -euo pipefail
-(($#)) || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+(($#)) || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 prefix=$1
 shift
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -16,9 +17,10 @@ for ((i = 1; i <= $#; i++)); do
     --target=*) target=${!i#--target=} ;;
   esac
 done
+target=${target%%.*}
 profile=${PROFILE:-small}
 
-(cd "$root" && cargo build --profile "$profile" -p lacuna-c "$@")
+(cd "$root" && cargo "${CARGO_BUILD:-build}" --profile "$profile" -p lacuna-c "$@")
 
 built=${CARGO_TARGET_DIR:-$root/target}/${target:+$target/}$profile
 [[ $profile == dev ]] && built=${built%dev}debug
@@ -32,5 +34,5 @@ install -m 644 "$built/liblacuna.a" "$into/lib/"
 install -m 755 "$built/liblacuna.so" "$into/lib/liblacuna.so.$version"
 ln -sf "liblacuna.so.$version" "$into/lib/liblacuna.so.$abi"
 ln -sf "liblacuna.so.$abi" "$into/lib/liblacuna.so"
-sed "s|@prefix@|$prefix|; s|@version@|$version|" "$root/targets/c/lacuna.pc.in" >"$into/lib/pkgconfig/lacuna.pc"
+sed "s|@version@|$version|" "$root/targets/c/lacuna.pc.in" >"$into/lib/pkgconfig/lacuna.pc"
 echo "installed in $into"
