@@ -213,14 +213,18 @@ impl Case {
         let x = random.tensor(self.columns * self.inner);
         let bias = random.tensor(self.outer);
         let residual = random.tensor(self.columns * self.outer);
-        let rounded: Vec<f32> = x
-            .iter()
-            .map(|x| half::bf16::from_f32(*x).to_f32())
-            .collect();
+        let rounded: Vec<f32> = match self.dtype {
+            DType::F16 => x.iter().map(|x| half::f16::from_f32(*x).to_f32()).collect(),
+            _ => x
+                .iter()
+                .map(|x| half::bf16::from_f32(*x).to_f32())
+                .collect(),
+        };
         let want = [
             self.reference(&w, &x, &bias, &residual),
             match self.dtype {
                 DType::BF16 => self.reference(&w, &rounded, &bias, &residual),
+                DType::F16 if self.columns <= 8 => self.reference(&w, &rounded, &bias, &residual),
                 DType::I8 if self.columns <= 8 => {
                     let rows = x.chunks_exact(self.inner);
                     let rounded = rows.flat_map(|row| round_groups(row, self.group()));
@@ -248,6 +252,7 @@ impl Case {
                     rounded
                         if round_inputs
                             && !rounded.is_empty()
+                            && (self.dtype != DType::F16 || isa.multiplies(DType::F16, true))
                             && !(dense && self.dtype == DType::I8) =>
                     {
                         rounded
@@ -263,7 +268,7 @@ impl Case {
                     ..SessionOptions::default()
                 };
                 let mut session = Session::new(&model, options).unwrap();
-                self.check_plan(&session, dense, round_inputs);
+                self.check_plan(&session, isa, dense, round_inputs);
                 // Twice: nothing may be left over from the run before.
                 for _ in 0..2 {
                     let got = session.run(&views).unwrap();
@@ -295,7 +300,7 @@ impl Case {
         Forms::from([("w".into(), both.map(Variant::plain).to_vec())])
     }
 
-    fn check_plan(&self, session: &Session, dense: bool, rounded: bool) {
+    fn check_plan(&self, session: &Session, isa: Isa, dense: bool, rounded: bool) {
         let [step] = session.steps() else {
             panic!("not fused: {:?}", session.steps())
         };
@@ -311,6 +316,7 @@ impl Case {
         let form = if self.columns <= 8 { "rows" } else { "chunk" };
         let operands = match (self.dtype, rounded) {
             (DType::BF16, true) => "bf16xbf16".into(),
+            (DType::F16, true) if isa.multiplies(DType::F16, form == "rows") => "f16xf16".into(),
             (DType::I8, true) if form == "rows" && !dense => "i8xi8".into(),
             (DType::I8, _) if dense => "f32".into(),
             (dtype, _) => dtype.name().to_lowercase(),

@@ -32,7 +32,7 @@ pub struct Args {
     /// Steady runs last at least this long
     #[arg(long, default_value_t = 1000.0, value_name = "M", value_parser = milliseconds)]
     pub min_time_ms: f64,
-    /// Instruction set: scalar, neon, avx2, avx512, avx512vbmi2, avx512bf16 [default: $LACUNA_ISA, or the best one here]
+    /// Instruction set: scalar, neon, neondot, neonfhm, neonbf16, avx2, avx512, avx512vbmi2, avx512bf16 [default: $LACUNA_ISA, or the best one here]
     #[arg(long)]
     pub isa: Option<String>,
     /// Run every weight dense, and only that

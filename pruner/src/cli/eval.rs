@@ -65,7 +65,7 @@ pub struct Eval {
     /// Threads of a run; 0 takes every core
     #[arg(long, default_value_t = 0, value_name = "N")]
     threads: usize,
-    /// Instruction set: scalar, neon, avx2, avx512, avx512vbmi2, avx512bf16 [default: the best one here]
+    /// Instruction set: scalar, neon, neondot, neonfhm, neonbf16, avx2, avx512, avx512vbmi2, avx512bf16 [default: the best one here]
     #[arg(long)]
     isa: Option<String>,
     /// Run every weight dense

@@ -77,7 +77,8 @@ impl<'n, 'm> Judge<'n, 'm> {
             .ok_or_else(|| refuse("is that of a block"))?
             .until(&node.inputs[0]);
         let session = Session::new(&tail.model(net.model)?, SessionOptions::default())?;
-        let round_inputs = session.isa() == "avx512bf16";
+        let round_inputs = lacuna::Isa::parse(session.isa())
+            .is_ok_and(|i| i.multiplies(lacuna::DType::BF16, false));
         let states = States::new(&net.blocks.before, net.model, windows, windows.len())?;
         let states = states.into_windows().into_iter().map(Arc::new).collect();
         let table = head.to_f32().unwrap_or_default();

@@ -32,8 +32,9 @@ pub struct PlanOptions {
     pub isa: Isa,
     /// Use only dense kernels.
     pub dense: bool,
-    /// Round the inputs of linear layers with BF16 or I8 weights as their weights are.
-    pub round_inputs: bool,
+    /// Round the inputs of linear layers with BF16 or I8 weights as their weights are; `None` rounds where the
+    /// instruction set [multiplies](Isa::multiplies) such.
+    pub round_inputs: Option<bool>,
     /// Sizes of the symbolic dimensions; those not named are 1.
     pub symbols: Symbols,
     /// Keep keys and values for this many positions; `None` for runs that stand alone.
@@ -56,7 +57,7 @@ impl PlanOptions {
         PlanOptions {
             isa,
             dense: false,
-            round_inputs: false,
+            round_inputs: Some(false),
             symbols: Symbols::new(),
             capacity: None,
             threads: 1,

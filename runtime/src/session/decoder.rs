@@ -32,7 +32,7 @@ pub struct DecoderOptions {
     /// As [`SessionOptions::costs`](crate::SessionOptions::costs).
     pub costs: Costs,
     /// As [`SessionOptions::round_inputs`](crate::SessionOptions::round_inputs); `None` rounds where layers
-    /// become faster by it, with the instruction set "avx512bf16". The error is of the size that storing
+    /// become faster by it: where the instruction set [multiplies](crate::Isa::multiplies) such. The error is of the size that storing
     /// weights so has.
     pub round_inputs: Option<bool>,
     /// Positions whose keys and values are kept: the longest sequence. 0 takes the model's context,
@@ -148,7 +148,7 @@ impl Decoder {
                 &PlanOptions {
                     isa,
                     dense: options.dense,
-                    round_inputs: options.round_inputs.unwrap_or(isa == Isa::Avx512Bf16),
+                    round_inputs: options.round_inputs,
                     symbols,
                     capacity: Some(capacity),
                     threads: team.size(),

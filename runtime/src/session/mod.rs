@@ -25,15 +25,16 @@ pub use stream::Stream;
 pub struct SessionOptions {
     /// Threads that work on one run; 0 takes every core that the process may use.
     pub threads: usize,
-    /// The instruction set: "scalar", "neon", "avx2", "avx512", "avx512vbmi2" or "avx512bf16"; `None`
+    /// The instruction set: "scalar", "neon", "neondot", "neonfhm", "neonbf16", "avx2", "avx512", "avx512vbmi2" or "avx512bf16"; `None`
     /// takes the one that [`Isa::detect`] finds.
     pub isa: Option<String>,
     /// Run every weight dense.
     pub dense: bool,
     /// Round the inputs of linear layers with BF16 weights to BF16 too, and those of layers of at most
     /// eight columns with I8 weights to signed bytes, with a scale for each group of as many elements as
-    /// share one in the weights. Where the CPU multiplies such (AVX-512 BF16 and VNNI) these layers become
-    /// faster; elsewhere only the numbers change.
+    /// share one in the weights. Where the CPU multiplies such (AVX-512 BF16 and VNNI, NEON with BF16 or DotProd) these
+    /// layers become faster; elsewhere only the numbers change. With NEON and FHM, inputs of layers of at most eight
+    /// columns with F16 weights are rounded to half precision.
     pub round_inputs: bool,
     /// Sizes of the symbolic dimensions; those not named are 1.
     pub symbols: Symbols,
@@ -85,7 +86,7 @@ impl Session {
             &PlanOptions {
                 isa,
                 dense: options.dense,
-                round_inputs: options.round_inputs,
+                round_inputs: Some(options.round_inputs),
                 symbols: options.symbols,
                 capacity: None,
                 threads: team.size(),

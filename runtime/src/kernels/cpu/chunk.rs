@@ -9,7 +9,7 @@
 mod select;
 
 use super::rows::{Cursor, Rows, Source, Visit};
-use super::simd::{LANES, Simd, Task, first};
+use super::simd::{Bf16, Element, Kind, LANES, Simd, Task, first};
 use super::weights::PANEL;
 use super::{Io, l1_bytes};
 use std::marker::PhantomData;
@@ -75,9 +75,14 @@ impl Chunk {
     }
 
     /// Whether inputs are rounded to bfloat16.
-    #[cfg(target_arch = "x86_64")]
     pub fn is_rounded(&self) -> bool {
         self.rounded
+    }
+
+    /// The type of the weights.
+    #[cfg(target_arch = "aarch64")]
+    pub fn dtype(&self) -> crate::DType {
+        self.rows.dtype()
     }
 
     /// Passes over the weights.
@@ -165,13 +170,22 @@ impl<S: Simd> Visit<S> for Run<'_> {
             };
             // SAFETY: the caller's promise; even passes are no longer than the longest one.
             unsafe {
-                match self.chunk.rounded && R::Cursor::has_words::<S>() {
+                match self.chunk.rounded && has_words::<S, R>() {
                     true => S::call(PassOver::<R, true>(self, &pass, PhantomData)),
+                    false if S::ROUNDED => {
+                        unreachable!("a kernel without products of rounded inputs")
+                    }
                     false => S::call(PassOver::<R, false>(self, &pass, PhantomData)),
                 }
             }
         }
     }
+}
+
+/// Whether there are products of pairs of these weights. Panels are of bfloat16.
+#[inline(always)]
+fn has_words<S: Simd, R: Source>() -> bool {
+    <R::Cursor as Cursor>::Element::KIND == Kind::Bf16 && R::Cursor::has_words::<S>()
 }
 
 /// A pass over rows of one layout.
@@ -335,7 +349,7 @@ impl Run<'_> {
                         let mut rows = [S::splat(0.0); LANES];
                         for (n, words) in rows.iter_mut().enumerate().take(there) {
                             let row = x.add(n * inner + 2 * k);
-                            *words = S::round_words(
+                            *words = S::round_words::<Bf16>(
                                 S::load_mask(row, first(left)),
                                 S::load_mask(row.wrapping_add(LANES), first(high)),
                             );
@@ -480,7 +494,7 @@ impl Tile {
                     let weight = S::splat(*w.add(m * STRIDE));
                     for (sum, x) in sums.iter_mut().zip(line) {
                         *sum = match WORDS {
-                            true => S::dot(weight, x, *sum),
+                            true => S::dot::<Bf16>(weight, x, *sum),
                             false => S::fma(weight, x, *sum),
                         };
                     }

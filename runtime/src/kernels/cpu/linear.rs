@@ -5,7 +5,7 @@ mod product;
 
 use super::Io;
 use super::rows::{Cursor, Rows, Source, Visit};
-use super::simd::{LANES, Simd, Task, first};
+use super::simd::{Element, LANES, Simd, Task, first};
 use product::{BLOCK, BytePlan, Numbers, Product, Scaled, Words};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -110,13 +110,16 @@ impl<R: Source> Task for RowsOf<'_, '_, R> {
 impl Run<'_> {
     #[inline(always)]
     unsafe fn rows_of<S: Simd, R: Source>(&mut self) {
-        // One column of dense weights is bound by memory: pairs gain nothing, and were slower.
-        let pairs = self.count > 1 || !self.linear.rows.is_dense();
+        // One column of dense weights is bound by memory where vectors are wide: pairs gain nothing, and were slower.
+        let pairs = S::ROUNDED || self.count > 1 || !self.linear.rows.is_dense();
         if self.linear.rounded && R::Cursor::has_words::<S>() && pairs {
             // SAFETY: the caller's promise; the scratch was sized for it.
             return unsafe {
-                self.round_words::<S>();
+                self.round_words::<S, <R::Cursor as Cursor>::Element>();
                 match self.count {
+                    1 if !S::MANY => self.streams::<S, R, Words, 2, 1, 2>(),
+                    2 if !S::MANY => self.streams::<S, R, Words, 2, 2, 1>(),
+                    _ if !S::MANY => self.streams::<S, R, Words, 1, 4, 1>(),
                     1 => self.streams::<S, R, Words, 4, 1, 2>(),
                     2 => self.streams::<S, R, Words, 4, 2, 1>(),
                     3..=4 => self.streams::<S, R, Words, 4, 4, 1>(),
@@ -129,6 +132,10 @@ impl Run<'_> {
             return unsafe {
                 self.round_bytes::<S>();
                 match (self.linear.rows.group(), self.count) {
+                    (Some(32), 1) if !S::MANY => self.streams::<S, R, Scaled<32>, 2, 1, 1>(),
+                    (Some(32), _) if !S::MANY => self.streams::<S, R, Scaled<32>, 1, 2, 1>(),
+                    (_, 1) if !S::MANY => self.streams::<S, R, Scaled<64>, 2, 1, 1>(),
+                    (_, _) if !S::MANY => self.streams::<S, R, Scaled<64>, 1, 2, 1>(),
                     (Some(32), 1) => self.streams::<S, R, Scaled<32>, 4, 1, 1>(),
                     (Some(32), 2) => self.streams::<S, R, Scaled<32>, 4, 2, 1>(),
                     (Some(32), _) => self.streams::<S, R, Scaled<32>, 2, 4, 1>(),
@@ -137,6 +144,9 @@ impl Run<'_> {
                     (_, _) => self.streams::<S, R, Scaled<64>, 2, 4, 1>(),
                 }
             };
+        }
+        if S::ROUNDED {
+            unreachable!("a kernel without products of rounded inputs");
         }
         // SAFETY: the caller's promise; the scratch was sized for it. The register tile is as large as
         // the registers allow.
@@ -237,9 +247,9 @@ impl Run<'_> {
         self.x = copy;
     }
 
-    /// Takes the input from scratch, as words of bfloat16; rows are filled up to 32 with zeros.
+    /// Takes the input from scratch, as words of `E`; rows are filled up to 32 with zeros.
     #[inline(always)]
-    unsafe fn round_words<S: Simd>(&mut self) {
+    unsafe fn round_words<S: Simd, E: Element>(&mut self) {
         let (inner, copy) = (self.linear.rows.inner(), self.copy());
         let stride = inner.div_ceil(2 * LANES) * LANES;
         for n in 0..self.count {
@@ -250,7 +260,7 @@ impl Run<'_> {
                     let low = S::load_mask(x, first(inner - k));
                     let left = (inner - k).saturating_sub(LANES);
                     let high = S::load_mask(x.wrapping_add(LANES), first(left));
-                    S::store(copy.add(n * stride + k / 2), S::round_words(low, high));
+                    S::store(copy.add(n * stride + k / 2), S::round_words::<E>(low, high));
                 }
             }
         }

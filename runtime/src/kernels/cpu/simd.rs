@@ -92,9 +92,13 @@ pub unsafe trait Simd: Copy {
     /// Whether there are products of bfloat16 pairs: [`dot`](Simd::dot) and what has 32 words in a
     /// vector.
     const DOT: bool = false;
+    /// Whether there are those of half precision too, but for [`word_pairs`](Simd::word_pairs).
+    const HALVES: bool = false;
     /// Whether there are products of bytes: [`dot_bytes`](Simd::dot_bytes) and what has 64 of them in
     /// a vector.
     const BYTES: bool = false;
+    /// Whether only kernels run that round their inputs and have these products.
+    const ROUNDED: bool = false;
 
     /// Columns of inputs up to which [`select`](Simd::select) is faster than an expansion of weights.
     const SELECT: usize;
@@ -228,9 +232,9 @@ pub unsafe trait Simd: Copy {
             Self::load(lanes.map(|x| bf16::from_f32(x).to_f32()).as_ptr())
         }
     }
-    /// 32 lanes rounded to bfloat16, as 32 words in their order.
+    /// 32 lanes rounded to `E`, bfloat16 or half precision, as 32 words in their order.
     #[inline(always)]
-    unsafe fn round_words(_: Self::V, _: Self::V) -> Self::V {
+    unsafe fn round_words<E: Element>(_: Self::V, _: Self::V) -> Self::V {
         unreachable!("only called where `DOT`")
     }
     /// The first `n <= 32` words at `p`; others are 0 and not read.
@@ -243,9 +247,10 @@ pub unsafe trait Simd: Copy {
     unsafe fn expand_words(_: *const u8, _: u32) -> Self::V {
         unreachable!("only called where `DOT`")
     }
-    /// `sum` and, in each lane, the product of two pairs of bfloat16.
+    /// `sum` and the products of pairs of `E`, bfloat16 or half precision: of bfloat16 each in its lane, of half
+    /// precision in any.
     #[inline(always)]
-    unsafe fn dot(_: Self::V, _: Self::V, _: Self::V) -> Self::V {
+    unsafe fn dot<E: Element>(_: Self::V, _: Self::V, _: Self::V) -> Self::V {
         unreachable!("only called where `DOT`")
     }
     /// Of 64 bytes, byte `i` in `mask` is the next one at `p`; others are 0. May read 64.
@@ -254,13 +259,13 @@ pub unsafe trait Simd: Copy {
         unreachable!("only called where `BYTES`")
     }
     /// The first `n <= 64` elements at `p` as whole multiples, from -127 to 127, of a scale for each
-    /// `group`, 32 or 64: the magnitudes as bytes, which are negative, and the scales.
+    /// `group`, 32 or 64, and the scales: magnitudes as bytes and which are negative, or signed bytes and 0.
     #[inline(always)]
     unsafe fn round_bytes(_: *const f32, _: usize, _: usize) -> (Self::V, u64, [f32; 2]) {
         unreachable!("only called where `BYTES`")
     }
-    /// The products of 64 signed bytes and 64 bytes of which those in `negative` are below 0, four to
-    /// a lane.
+    /// The products of 64 signed bytes and of what [`round_bytes`](Simd::round_bytes) made of 64 elements, four
+    /// to a lane.
     #[inline(always)]
     unsafe fn dot_bytes(_: Self::V, _: Self::V, _: u64) -> Self::V {
         unreachable!("only called where `BYTES`")
@@ -292,7 +297,10 @@ pub const TWO_OF_FOUR: [[u8; 2]; 16] = {
 };
 
 /// The half bytes with two bits.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_endian = "little")
+))]
 pub const PAIRS_OF_FOUR: [u8; 6] = [0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100];
 
 /// The mask of the first `n` lanes; all for `n >= 16`.

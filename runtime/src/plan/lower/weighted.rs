@@ -385,7 +385,7 @@ pub(super) fn linear(
             let bytes = rows.byte_len() + bias.len() * 4;
             let rounded = is_rounded(context, &rows, few);
             let operands = operands(&rows, rounded);
-            let isa = isa_of(context, rounded, few);
+            let isa = isa_of(context, &rows, rounded, few);
             let form = variant.form.name();
             if few {
                 let macs = rows.stored();
@@ -443,12 +443,19 @@ pub(super) fn linear(
 /// Whether the inputs of a layer, of few columns or of many, are rounded as its weights are.
 fn is_rounded(context: &Context<'_>, rows: &Rows, few: bool) -> bool {
     let dtype = rows.dtype();
-    context.options.round_inputs && (dtype == DType::BF16 || dtype == DType::I8 && few)
+    let multiplied = context.options.isa.multiplies(dtype, few);
+    match context.options.round_inputs {
+        None => multiplied,
+        Some(true) => multiplied || dtype == DType::BF16 || dtype == DType::I8 && few,
+        Some(false) => false,
+    }
 }
 
 /// The instruction set of the kernel of a layer, of few columns or of many.
-fn isa_of(context: &Context<'_>, rounded: bool, few: bool) -> Isa {
+fn isa_of(context: &Context<'_>, rows: &Rows, rounded: bool, few: bool) -> Isa {
     match context.options.isa {
+        isa if rounded && isa.multiplies(rows.dtype(), few) => isa,
+        isa @ (Isa::NeonDot | Isa::NeonFhm | Isa::NeonBf16) => isa.base(),
         isa if rounded => isa,
         Isa::Avx512Bf16 if few => Isa::Avx512Vbmi2,
         isa if few => isa,

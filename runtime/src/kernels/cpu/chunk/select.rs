@@ -7,7 +7,7 @@
 
 use super::Tile;
 use crate::kernels::cpu::rows::Cursor;
-use crate::kernels::cpu::simd::{LANES, Simd};
+use crate::kernels::cpu::simd::{Bf16, LANES, Simd};
 
 /// What rows are filled up to; every register tile's rows divide it.
 pub(super) const ROWS: usize = 12;
@@ -144,7 +144,7 @@ impl Tile {
                         for q in 0..W {
                             let x = S::load(x.add(q * LANES));
                             sums[m][q] = match WORDS {
-                                true => S::dot(weight, x, sums[m][q]),
+                                true => S::dot::<Bf16>(weight, x, sums[m][q]),
                                 false => S::fma(weight, x, sums[m][q]),
                             };
                         }

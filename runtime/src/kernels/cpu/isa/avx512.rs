@@ -313,7 +313,7 @@ unsafe impl<const VBMI2: bool, const BF16: bool> Simd for Avx512<VBMI2, BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn round_words(low: __m512, high: __m512) -> __m512 {
+    unsafe fn round_words<E: Element>(low: __m512, high: __m512) -> __m512 {
         unsafe { bits(_mm512_cvtne2ps_pbh(high, low)) }
     }
     #[inline(always)]
@@ -334,7 +334,7 @@ unsafe impl<const VBMI2: bool, const BF16: bool> Simd for Avx512<VBMI2, BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn dot(a: __m512, b: __m512, sum: __m512) -> __m512 {
+    unsafe fn dot<E: Element>(a: __m512, b: __m512, sum: __m512) -> __m512 {
         unsafe { _mm512_dpbf16_ps(sum, pairs(a), pairs(b)) }
     }
     #[inline(always)]

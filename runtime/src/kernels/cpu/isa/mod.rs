@@ -11,8 +11,12 @@ mod scalar;
 use super::product::Product;
 use super::simd::{Simd, Task};
 use super::{Io, Kernel};
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_endian = "little")
+))]
 use super::{chunk::Chunk, linear::Linear};
+use crate::DType;
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -37,6 +41,12 @@ pub enum Isa {
     Scalar,
     /// The baseline of 64-bit ARM.
     Neon,
+    /// The same with DotProd, which multiplies fours of bytes (Armv8.2).
+    NeonDot,
+    /// The same with FHM, which multiplies half precision and adds f32 (Armv8.4).
+    NeonFhm,
+    /// The same with BF16, which multiplies pairs of bfloat16 (Armv8.6).
+    NeonBf16,
     /// AVX2 with FMA and F16C.
     Avx2,
     /// AVX-512 F, VL, BW and DQ.
@@ -49,9 +59,12 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set; those of one architecture slowest first.
-    pub const ALL: [Isa; 6] = [
+    pub const ALL: [Isa; 9] = [
         Isa::Scalar,
         Isa::Neon,
+        Isa::NeonDot,
+        Isa::NeonFhm,
+        Isa::NeonBf16,
         Isa::Avx2,
         Isa::Avx512,
         Isa::Avx512Vbmi2,
@@ -63,6 +76,9 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Neon => "neon",
+            Isa::NeonDot => "neondot",
+            Isa::NeonFhm => "neonfhm",
+            Isa::NeonBf16 => "neonbf16",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vbmi2 => "avx512vbmi2",
@@ -73,8 +89,23 @@ impl Isa {
     /// The one whose kernels it runs where it has none of its own.
     pub(crate) const fn base(self) -> Isa {
         match self {
+            Isa::NeonDot | Isa::NeonFhm | Isa::NeonBf16 => Isa::Neon,
             Isa::Avx512Vbmi2 | Isa::Avx512Bf16 => Isa::Avx512,
             other => other,
+        }
+    }
+
+    /// Whether it multiplies weights of this type with inputs that are rounded as they are, faster than with f32: at
+    /// `few` columns (bytes and half precision only there) or at many.
+    pub fn multiplies(self, dtype: DType, few: bool) -> bool {
+        match dtype {
+            DType::BF16 => matches!(self, Isa::Avx512Bf16 | Isa::NeonBf16),
+            DType::F16 => few && matches!(self, Isa::NeonFhm | Isa::NeonBf16),
+            DType::I8 => {
+                let arm = matches!(self, Isa::NeonDot | Isa::NeonFhm | Isa::NeonBf16);
+                few && (arm || self == Isa::Avx512Bf16)
+            }
+            _ => false,
         }
     }
 
@@ -84,6 +115,18 @@ impl Isa {
             Isa::Scalar => PORTABLE,
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::NeonDot => {
+                Isa::Neon.is_available() && std::arch::is_aarch64_feature_detected!("dotprod")
+            }
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::NeonFhm => {
+                Isa::NeonDot.is_available() && std::arch::is_aarch64_feature_detected!("fhm")
+            }
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Isa::NeonBf16 => {
+                Isa::NeonFhm.is_available() && std::arch::is_aarch64_feature_detected!("bf16")
+            }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
                 is_x86_feature_detected!("avx2")
@@ -166,7 +209,7 @@ impl Isa {
     pub fn dense_rows(self) -> usize {
         match self {
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-            Isa::Neon => neon::Neon::MR,
+            Isa::Neon | Isa::NeonDot | Isa::NeonFhm | Isa::NeonBf16 => neon::Neon::<false>::MR,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::Avx2::MR,
             #[cfg(target_arch = "x86_64")]
@@ -195,7 +238,7 @@ impl Isa {
     pub(crate) fn has_many_registers(self) -> bool {
         match self {
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-            Isa::Neon => neon::Neon::MANY,
+            Isa::Neon | Isa::NeonDot | Isa::NeonFhm | Isa::NeonBf16 => neon::Neon::<false>::MANY,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::Avx2::MANY,
             #[cfg(target_arch = "x86_64")]
@@ -220,6 +263,14 @@ impl Isa {
                 (Isa::Avx512Bf16, Kernel::Chunk(k)) if k.is_rounded() => Bf16::call(Run(k, io)),
                 #[cfg(target_arch = "x86_64")]
                 (Isa::Avx512Bf16 | Isa::Avx512Vbmi2, Kernel::Linear(k)) => Vbmi2::call(Run(k, io)),
+                #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+                (_, Kernel::Linear(k)) if k.rounded && self.multiplies(k.rows.dtype(), true) => {
+                    neon::Neon::<true>::call(Run(k, io));
+                }
+                #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+                (_, Kernel::Chunk(k)) if k.is_rounded() && self.multiplies(k.dtype(), false) => {
+                    neon::Neon::<true>::call(Run(k, io));
+                }
                 _ => self.call(Run(kernel, io)),
             }
         }
@@ -261,7 +312,7 @@ impl Isa {
         unsafe {
             match self.base() {
                 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-                Isa::Neon => neon::Neon::call(task),
+                Isa::Neon => neon::Neon::<false>::call(task),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => avx2::Avx2::call(task),
                 #[cfg(target_arch = "x86_64")]
@@ -302,9 +353,15 @@ macro_rules! run {
 }
 
 run!(Kernel);
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_endian = "little")
+))]
 run!(Linear);
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_endian = "little")
+))]
 run!(Chunk);
 
 /// A product, tile by tile.

@@ -1,12 +1,15 @@
-//! NEON, the baseline of 64-bit ARM: a vector is four quads.
+//! NEON, the baseline of 64-bit ARM: a vector is four quads. With what later CPUs add, inputs that are rounded as
+//! weights are (`products`) are multiplied.
 
-use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, TWO_OF_FOUR, Task};
+mod products;
+
+use crate::kernels::cpu::simd::{Element, Kind, LANES, Simd, TWO_OF_FOUR, Task, first};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// The NEON token.
+/// The NEON token; with `ROUNDED` that of kernels whose inputs are rounded, on a CPU that multiplies them.
 #[derive(Clone, Copy)]
-pub struct Neon;
+pub struct Neon<const ROUNDED: bool>;
 
 type V = float32x4x4_t;
 
@@ -227,7 +230,7 @@ unsafe extern "C" fn load_even_first(p: *const f32, n: usize) -> V {
         *lane = unsafe { p.add(2 * i).read_unaligned() };
     }
     // SAFETY: sixteen lanes.
-    unsafe { Neon::load(lanes.as_ptr()) }
+    unsafe { Neon::<false>::load(lanes.as_ptr()) }
 }
 
 /// The first `n < 16` 16-bit values; others are 0 and not read.
@@ -268,6 +271,20 @@ unsafe fn words(p: *const u8, n: usize) -> uint16x8_t {
     };
     // SAFETY: the caller runs with NEON.
     unsafe { vcombine_u16(vcreate_u16(low), vcreate_u16(high)) }
+}
+
+/// 32 words as a vector.
+#[inline(always)]
+unsafe fn quads(v: [uint16x8x2_t; 2]) -> V {
+    // SAFETY: the caller runs with NEON.
+    unsafe {
+        float32x4x4_t(
+            vreinterpretq_f32_u16(v[0].0),
+            vreinterpretq_f32_u16(v[0].1),
+            vreinterpretq_f32_u16(v[1].0),
+            vreinterpretq_f32_u16(v[1].1),
+        )
+    }
 }
 
 /// Lane `i` of `bits` is the next 16-bit value at `p`; others are 0. Reads eight.
@@ -338,7 +355,7 @@ unsafe fn transpose4(v: [float32x4_t; 4]) -> [float32x4_t; 4] {
 
 // SAFETY: four intrinsics each, with the memory behaviour that `Simd` asks for; masked-off lanes
 // are neither read nor written.
-unsafe impl Simd for Neon {
+unsafe impl<const ROUNDED: bool> Simd for Neon<ROUNDED> {
     type V = V;
     type Places = [uint8x16_t; 4];
     // 24 quads of sums, four of activations and the weights: all 32 registers. Fewer rows load more
@@ -347,6 +364,10 @@ unsafe impl Simd for Neon {
     const NV: usize = 1;
     const MANY: bool = false;
     const SELECT: usize = 2;
+    const DOT: bool = ROUNDED;
+    const HALVES: bool = ROUNDED;
+    const BYTES: bool = ROUNDED;
+    const ROUNDED: bool = ROUNDED;
 
     #[inline(always)]
     unsafe fn call<T: Task>(task: T) -> T::Output {
@@ -581,6 +602,113 @@ unsafe impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn round(v: V) -> V {
+        unsafe {
+            map(v, |v| {
+                // Half of the last kept bit, less one where that bit is 0: ties go to even. NaN stays.
+                let x = vreinterpretq_u32_f32(v);
+                let odd = vandq_u32(vshrq_n_u32::<16>(x), vdupq_n_u32(1));
+                let up = vaddq_u32(vaddq_u32(x, vdupq_n_u32(0x7fff)), odd);
+                let cut = vandq_u32(up, vdupq_n_u32(!0xffff));
+                vbslq_f32(vceqq_f32(v, v), vreinterpretq_f32_u32(cut), v)
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn word_places(mask: u64) -> V {
+        unsafe { products::word_places(mask) }
+    }
+    #[inline(always)]
+    unsafe fn select_words(x: *const f32, places: V) -> V {
+        unsafe { products::select_words(x.cast(), places) }
+    }
+    #[inline(always)]
+    unsafe fn word_pairs(low: V, high: V) -> [V; 6] {
+        unsafe { products::word_pairs(low, high) }
+    }
+    #[inline(always)]
+    unsafe fn store_pairs(mask: u64, first: u32, out: *mut u32) {
+        unsafe { products::store_pairs(mask, first, out) }
+    }
+    #[inline(always)]
+    unsafe fn round_words<E: Element>(low: V, high: V) -> V {
+        unsafe { products::round_words::<E>(low, high) }
+    }
+    #[inline(always)]
+    unsafe fn words(p: *const u8, n: usize) -> V {
+        unsafe {
+            match n {
+                0..16 => quads([
+                    load_words(p, n),
+                    uint16x8x2_t(vdupq_n_u16(0), vdupq_n_u16(0)),
+                ]),
+                _ => {
+                    let (a, b) = (vld1q_u16(p.cast()), vld1q_u16(p.add(16).cast()));
+                    let rest = p.add(32);
+                    let rest = match n {
+                        16..32 => load_words(rest, n - 16),
+                        _ => uint16x8x2_t(vld1q_u16(rest.cast()), vld1q_u16(rest.add(16).cast())),
+                    };
+                    quads([uint16x8x2_t(a, b), rest])
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn expand_words(p: *const u8, mask: u32) -> V {
+        // SAFETY: 32 values may be read: each part's begin behind no more than all lanes of those before it.
+        unsafe {
+            let bytes = mask.to_le_bytes();
+            let second = p.add(2 * count(bytes[0]));
+            let third = second.add(2 * count(bytes[1]));
+            let fourth = third.add(2 * count(bytes[2]));
+            let part = |p, bits| expand_words(p, bits);
+            quads([
+                uint16x8x2_t(part(p, bytes[0]), part(second, bytes[1])),
+                uint16x8x2_t(part(third, bytes[2]), part(fourth, bytes[3])),
+            ])
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot<E: Element>(a: V, b: V, sum: V) -> V {
+        unsafe { products::dot::<E>(a, b, sum) }
+    }
+    #[inline(always)]
+    unsafe fn expand_bytes(mut p: *const u8, mask: u64) -> V {
+        // SAFETY: as `expand_words`, of 64 values.
+        unsafe {
+            let mut parts = [0; 8];
+            for (part, bits) in parts.iter_mut().zip(mask.to_le_bytes()) {
+                *part = expand_bytes(p, bits);
+                p = p.add(count(bits));
+            }
+            let quad = |i: usize| {
+                let (low, high) = (vcreate_u8(parts[2 * i]), vcreate_u8(parts[2 * i + 1]));
+                vreinterpretq_f32_u8(vcombine_u8(low, high))
+            };
+            float32x4x4_t(quad(0), quad(1), quad(2), quad(3))
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_bytes(p: *const f32, n: usize, group: usize) -> (V, u64, [f32; 2]) {
+        unsafe {
+            let mut x = [Self::splat(0.0); 4];
+            for (i, x) in x.iter_mut().enumerate() {
+                let left = n.saturating_sub(i * LANES);
+                *x = Self::load_mask(p.wrapping_add(i * LANES), first(left));
+            }
+            products::round_bytes(x, group)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(w: V, x: V, _: u64) -> V {
+        unsafe { products::dot_bytes(w, x) }
+    }
+    #[inline(always)]
+    unsafe fn pick(scales: V, block: usize, group: usize) -> V {
+        unsafe { products::pick(&scales, block, group) }
+    }
+    #[inline(always)]
     unsafe fn transpose(v: [V; LANES]) -> [V; LANES] {
         unsafe {
             let mut out = v;
@@ -625,9 +753,10 @@ unsafe fn call<S: Simd, T: Task>(task: T) -> T::Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+    type Neon = super::Neon<false>;
     use crate::kernels::cpu::battery::at_page_end;
     use crate::kernels::cpu::isa::scalar::Scalar;
-    use crate::kernels::cpu::simd::{Bf16, F16, F32, I8, first};
+    use crate::kernels::cpu::simd::{Bf16, F16, F32, I8};
 
     fn bits<S: Simd>(v: S::V) -> [u32; LANES] {
         let mut lanes = [0.0f32; LANES];

@@ -24,7 +24,7 @@ pub(super) trait Product {
 /// As f32.
 pub(super) struct Numbers;
 
-/// As pairs of bfloat16.
+/// As pairs of words, bfloat16 or half precision.
 pub(super) struct Words;
 
 /// As signed bytes with a scale for each `GROUP` of them.
@@ -165,7 +165,8 @@ impl Product for Words {
                 for i in 0..N {
                     let x = x[i].add(k / 2);
                     for m in 0..M {
-                        sums[0][m][i] = S::dot(v[m].0, S::select_words(x, v[m].1), sums[0][m][i]);
+                        sums[0][m][i] =
+                            S::dot::<C::Element>(v[m].0, S::select_words(x, v[m].1), sums[0][m][i]);
                     }
                 }
                 k += 4 * LANES;
@@ -182,7 +183,7 @@ impl Product for Words {
                     for i in 0..N {
                         let x = S::load(x[i].add(k / 2 + u * LANES));
                         for m in 0..M {
-                            sums[m][i] = S::dot(v[m], x, sums[m][i]);
+                            sums[m][i] = S::dot::<C::Element>(v[m], x, sums[m][i]);
                         }
                     }
                 }
@@ -192,7 +193,8 @@ impl Product for Words {
                 for m in 0..M {
                     let v = w[m].words::<S>((inner - k).min(2 * LANES));
                     for i in 0..N {
-                        sums[0][m][i] = S::dot(v, S::load(x[i].add(k / 2)), sums[0][m][i]);
+                        sums[0][m][i] =
+                            S::dot::<C::Element>(v, S::load(x[i].add(k / 2)), sums[0][m][i]);
                     }
                 }
                 k += 2 * LANES;

@@ -58,6 +58,8 @@ impl<E: Element> Source for Dense<E> {
 }
 
 impl<E: Element> Cursor for DenseCursor<E> {
+    type Element = E;
+
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self) -> S::V {
         // SAFETY: the caller's promise.
@@ -76,7 +78,11 @@ impl<E: Element> Cursor for DenseCursor<E> {
 
     #[inline(always)]
     fn has_words<S: Simd>() -> bool {
-        S::DOT && E::KIND == Kind::Bf16
+        match E::KIND {
+            Kind::Bf16 => S::DOT,
+            Kind::F16 => S::HALVES,
+            _ => false,
+        }
     }
 
     #[inline(always)]

@@ -121,6 +121,8 @@ impl<E: Element, const HALF: bool> Source for Masked<E, HALF> {
 }
 
 impl<E: Element, const HALF: bool> Cursor for MaskCursor<E, HALF> {
+    type Element = E;
+
     const HALF: bool = HALF;
 
     #[inline(always)]
@@ -200,7 +202,11 @@ impl<E: Element, const HALF: bool> Cursor for MaskCursor<E, HALF> {
 
     #[inline(always)]
     fn has_words<S: Simd>() -> bool {
-        S::DOT && E::KIND == Kind::Bf16
+        match E::KIND {
+            Kind::Bf16 => S::DOT,
+            Kind::F16 => S::HALVES,
+            _ => false,
+        }
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ mod dense;
 mod masked;
 mod scaled;
 
-use super::simd::{Bf16, F16, F32, LANES, Simd};
+use super::simd::{Bf16, Element, F16, F32, LANES, Simd};
 use crate::DType;
 use crate::model::{Bytes, Encoding, Weight};
 use dense::Dense;
@@ -223,6 +223,9 @@ pub(super) trait Cursor: Copy {
     /// Whether two weights of each four columns are stored, and [`half`](Cursor::half) is there.
     const HALF: bool = false;
 
+    /// The type of stored weights.
+    type Element: Element;
+
     /// The next sixteen weights.
     ///
     /// # Safety
@@ -266,12 +269,12 @@ pub(super) trait Cursor: Copy {
         unreachable!("only called where half of the weights are stored")
     }
 
-    /// Whether [`words`](Cursor::words) is there.
+    /// Whether [`words`](Cursor::words) is there, and products of them.
     fn has_words<S: Simd>() -> bool {
         false
     }
 
-    /// The next `n <= 32` bfloat16; other words are 0.
+    /// The next `n <= 32` words; others are 0.
     ///
     /// # Safety
     /// The CPU has the features of `S`; the row has `n` more weights, and words; fewer than 32 only

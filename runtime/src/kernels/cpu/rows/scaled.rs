@@ -87,6 +87,8 @@ impl ScaledCursor {
 }
 
 impl Cursor for ScaledCursor {
+    type Element = I8;
+
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self) -> S::V {
         // SAFETY: the caller's promise; sixteen columns lie in one group.
