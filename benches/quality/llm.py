@@ -42,6 +42,7 @@ def queue():
     runs += [run(f"{m}-50-swaps", m, *half, "--refine", "sparse-swaps") for m in ["wanda", "magnitude"]]
     runs += [run("l-admm-50", "l-admm", *half), run("l-admm-2:4", "l-admm", *two_four)]
     runs += [run(f"{m}-50-owl", m, *half, "--allocator", "owl") for m in ["wanda", "sparsegpt", "alps"]]
+    runs += [run(f"{m}-50-search", m, *half, "--allocator", "search") for m in ["wanda", "sparsegpt"]]
     runs += [run("wanda-2:4-swaps", "wanda", *two_four, "--refine", "sparse-swaps")]
     runs += [run("wanda-50-swaps-refit", "wanda", *half, "--refine", "sparse-swaps-refit")]
     # The same inputs for all: what errors of layers are compared on.

@@ -8,6 +8,7 @@
 mod audit;
 mod bench;
 mod decoder;
+mod decoder_table;
 mod error;
 mod input;
 mod layer;
@@ -24,6 +25,7 @@ mod table;
 pub use audit::{Audit, AuditLayer, Compared, FormTime, TOLERANCE, Verdict, audit, tune};
 pub use bench::{Config, Measured, Report, costs, measure, run};
 pub use decoder::{Beside, DecoderReport};
+pub use decoder_table::TableAttention;
 pub use error::{Error, Result};
 pub use input::{indices, normal};
 pub use layer::{Layer, place_under_limits, set_beside_dense, share_out};

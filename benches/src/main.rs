@@ -74,7 +74,15 @@ fn main() -> Result<ExitCode> {
         bar.finish_and_clear();
         std::fs::write(path, serde_json::to_string_pretty(&table)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;
-        println!("{} layers in {}", table.layers.len(), path.display());
+        let attentions = match table.attentions.len() {
+            0 => String::new(),
+            n => format!(" and {n} attentions"),
+        };
+        println!(
+            "{} layers{attentions} in {}",
+            table.layers.len(),
+            path.display()
+        );
         return Ok(ExitCode::SUCCESS);
     }
     let measured = lacuna_bench::run(&config, progress)?;

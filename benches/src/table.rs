@@ -1,6 +1,7 @@
 //! Layers of a model at several widths: what a pruner that saves milliseconds asks a device.
 
 use crate::bench::session_with;
+use crate::decoder_table::{self, TableAttention};
 use crate::{Config, Error, Result, median, normal, open};
 use lacuna::model::{Dim, Graph, Input, Node, Op, Symbols, infer_shapes};
 use lacuna::plan::Forms;
@@ -39,8 +40,20 @@ pub struct Table {
     /// Why the times may not be those of this machine; absent where no reason is known.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub doubts: Vec<String>,
+    /// Of a language model: tokens of the prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<usize>,
+    /// Of a language model: tokens in the cache before what was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<usize>,
+    /// Of a language model: median milliseconds of a generated token and of the prompt, all of the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub whole_ms: Option<[f64; 2]>,
     /// The layers, in the order of the graph.
     pub layers: Vec<TableLayer>,
+    /// Of a language model: its attentions.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub attentions: Vec<TableAttention>,
 }
 
 /// A layer at several widths.
@@ -56,10 +69,14 @@ pub struct TableLayer {
     pub second: Vec<usize>,
     /// Median milliseconds: for each size of the first axis one for each size of the second.
     pub ms: Vec<Vec<f64>>,
+    /// Of a language model, where `ms` are those of one token: the same of the prompt.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prompt_ms: Vec<Vec<f64>>,
 }
 
 /// Measures every convolution and every linear layer of constants at several widths, each alone. Every width takes
-/// `min_time` of the configuration; layers that differ in nothing but their weights are measured once.
+/// `min_time` of the configuration; layers that differ in nothing but their weights are measured once. Of a language model
+/// that is done for one token and for a prompt, and for attentions by heads; the output layer is left out.
 ///
 /// # Errors
 /// When the model cannot be opened or a layer not be run.
@@ -68,13 +85,6 @@ pub fn table(config: &Config, mut progress: impl FnMut(&str)) -> Result<Table> {
     progress("load");
     let model = open(&config.path, config.batch, false)?.model;
     let graph = model.graph();
-    let mut symbols = Symbols::new();
-    for dim in graph.inputs.iter().flat_map(|i| i.shape.first()) {
-        if let Dim::Symbol(name) = dim {
-            symbols.insert(name.clone(), config.batch);
-        }
-    }
-    let shapes = infer_shapes(graph, model.weights(), &symbols)?;
     let mut known: HashMap<String, TableLayer> = HashMap::new();
     let mut table = Table {
         schema: SCHEMA,
@@ -85,8 +95,24 @@ pub fn table(config: &Config, mut progress: impl FnMut(&str)) -> Result<Table> {
         threads: 0,
         isa: String::new(),
         doubts: Vec::new(),
+        prompt: None,
+        depth: None,
+        whole_ms: None,
         layers: Vec::new(),
+        attentions: Vec::new(),
     };
+    if crate::bench::is_decoder(&model) {
+        decoder_table::fill(&mut table, &model, config, &mut progress)?;
+        table.doubts = Conditions::since(before, table.threads).doubts();
+        return Ok(table);
+    }
+    let mut symbols = Symbols::new();
+    for dim in graph.inputs.iter().flat_map(|i| i.shape.first()) {
+        if let Dim::Symbol(name) = dim {
+            symbols.insert(name.clone(), config.batch);
+        }
+    }
+    let shapes = infer_shapes(graph, model.weights(), &symbols)?;
     let layers = model.prunable();
     for (i, (name, node)) in layers.iter().enumerate() {
         progress(&format!("layer {} of {}: {name}", i + 1, layers.len()));
@@ -134,6 +160,7 @@ pub fn table(config: &Config, mut progress: impl FnMut(&str)) -> Result<Table> {
             first,
             second,
             ms,
+            prompt_ms: Vec::new(),
         };
         known.insert(key, layer.clone());
         table.layers.push(layer);
@@ -143,11 +170,11 @@ pub fn table(config: &Config, mut progress: impl FnMut(&str)) -> Result<Table> {
 }
 
 /// A layer of its own.
-struct Alone<'a> {
-    node: &'a Node,
-    weight: &'a Weight,
+pub(crate) struct Alone<'a> {
+    pub node: &'a Node,
+    pub weight: &'a Weight,
     /// The shape of what it reads.
-    read: &'a [usize],
+    pub read: &'a [usize],
 }
 
 impl Alone<'_> {
@@ -172,7 +199,7 @@ impl Alone<'_> {
     }
 
     /// Sizes of the weight's first two axes.
-    fn sizes(&self) -> (Vec<usize>, Vec<usize>) {
+    pub fn sizes(&self) -> (Vec<usize>, Vec<usize>) {
         let shape = self.weight.shape();
         let widths = |n: usize, of: usize| {
             let mut sizes: Vec<usize> = EIGHTHS.iter().map(|e| (n * e / 8).max(1) * of).collect();

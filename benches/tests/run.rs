@@ -460,3 +460,61 @@ fn a_table_has_every_layer_at_widths_up_to_its_own() {
         assert_eq!(all.count(), layer.first.len() * layer.second.len());
     }
 }
+
+#[test]
+fn the_table_of_a_decoder_has_tokens_prompts_and_attentions() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("decoder.safetensors");
+    let model = lacuna_tests::language::decoder();
+    model.save(&path).unwrap();
+    let config = Config {
+        min_time: Duration::from_millis(1),
+        threads: 1,
+        prompt: 6,
+        generate: 3,
+        depth: 4,
+        ..config(path)
+    };
+    let table = lacuna_bench::table(&config, |_| {}).unwrap();
+    assert_eq!((table.prompt, table.depth), (Some(6), Some(4)));
+    assert!(table.whole_ms.unwrap().iter().all(|ms| *ms > 0.0));
+    // Every linear layer of the blocks, not the output layer.
+    let names = |n: &(&str, &Node)| (n.0 != "embed.weight").then(|| n.0.to_owned());
+    let wanted: Vec<String> = model.prunable().iter().filter_map(names).collect();
+    let found: Vec<String> = table.layers.iter().map(|l| l.weight.clone()).collect();
+    assert_eq!(found, wanted);
+    assert_eq!(table.attentions.len(), 2);
+    // Six query heads on two key heads, and three on three.
+    assert_eq!(
+        (
+            &table.attentions[0].keys[..],
+            &table.attentions[0].queries[..]
+        ),
+        (&[1, 2][..], &[1, 2, 3][..])
+    );
+    assert_eq!(
+        (
+            &table.attentions[1].keys[..],
+            &table.attentions[1].queries[..]
+        ),
+        (&[1, 2, 3][..], &[1][..])
+    );
+    for layer in &table.layers {
+        let shape = model.weights()[&layer.weight].shape();
+        assert_eq!(
+            [layer.first.last(), layer.second.last()],
+            [Some(&shape[0]), Some(&shape[1])]
+        );
+        for ms in [&layer.ms, &layer.prompt_ms] {
+            assert_eq!(ms.len(), layer.first.len());
+            assert!(ms.iter().all(|row| row.len() == layer.second.len()));
+            assert!(ms.iter().flatten().all(|ms| *ms > 0.0 && ms.is_finite()));
+        }
+    }
+    for one in &table.attentions {
+        for ms in [&one.ms, &one.prompt_ms] {
+            assert_eq!((ms.len(), ms[0].len()), (one.keys.len(), one.queries.len()));
+            assert!(ms.iter().flatten().all(|ms| *ms > 0.0));
+        }
+    }
+}

@@ -40,6 +40,7 @@ pub use arch::architectures;
 pub use error::{Error, Result};
 pub use files::files;
 pub use format::Format;
+pub use hf::export_hf;
 pub use like::in_place_of;
 pub use micro::micro;
 pub use onnx::export::export_onnx;

@@ -7,7 +7,7 @@ use common::{fixture, test_data};
 use lacuna::model::file::Tensors;
 use lacuna::model::{Encoding, Op, Symbols};
 use lacuna::{DType, Decoder, DecoderOptions, Model, Session, SessionOptions, TensorView};
-use lacuna_convert::{Format, Options, open};
+use lacuna_convert::{Format, Options, export_hf, open};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -96,6 +96,91 @@ fn every_family_computes_what_transformers_computes() {
             &language(&format!("{reference}.expected.safetensors")),
         );
     }
+}
+
+#[test]
+fn exported_folders_are_read_as_the_model_that_they_are_of() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, reference) in [
+        ("llama.gguf", "gguf"),
+        ("bitmask-0.9.4", "bitmask"),
+        ("qwen2", "qwen2"),
+    ] {
+        let model = open(language(name), &Options::default()).unwrap();
+        let folder = dir.path().join(name);
+        export_hf(&model, &folder).unwrap();
+        let back = open(&folder, &Options::default()).unwrap();
+        check(
+            &back,
+            &language(&format!("{reference}.expected.safetensors")),
+        );
+        for (name, weight) in model
+            .weights()
+            .iter()
+            .filter(|w| !w.0.ends_with("inv_freq"))
+        {
+            assert_eq!(back.weights()[name].to_f32(), weight.to_f32(), "{name}");
+            assert!(!back.weights()[name].is_sparse());
+        }
+        let (a, b) = (model.text.unwrap(), back.text.unwrap());
+        assert_eq!((a.context, a.bos, &a.eos), (b.context, b.bos, &b.eos));
+        assert_eq!(model.tokenizer.as_deref(), back.tokenizer.as_deref());
+    }
+    let read = |name: &str| -> Value {
+        let text = std::fs::read(dir.path().join(name).join("config.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    };
+    // Biases of queries, keys and values alone: a Llama has the others as zeros.
+    let config = read("qwen2");
+    assert_eq!(
+        (&config["attention_bias"], &config["mlp_bias"]),
+        (&json!(true), &json!(false))
+    );
+    let file = Tensors::open(&dir.path().join("qwen2/model.safetensors")).unwrap();
+    let bias = floats(
+        &file
+            .require("model.layers.0.self_attn.o_proj.bias")
+            .unwrap()
+            .bytes,
+    );
+    assert!(!bias.is_empty() && bias.iter().all(|b| *b == 0.0));
+}
+
+#[test]
+fn what_is_no_llama_is_not_exported_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, word) in [
+        ("qwen3", "q_norm"),
+        ("llama", "rotary"),
+        ("bert", "embed_tokens"),
+    ] {
+        let model = open(language(name), &Options::default()).unwrap();
+        let e = export_hf(&model, &dir.path().join("out"))
+            .unwrap_err()
+            .to_string();
+        assert!(e.contains(word), "{name}: {e}");
+    }
+    let mut cut = open(language("llama.gguf"), &Options::default()).unwrap();
+    let name = cut
+        .weights()
+        .keys()
+        .find(|n| n.contains("1.mlp.down_proj.weight"));
+    let name = name.unwrap().clone();
+    let shape = cut.weights()[&name].shape().to_vec();
+    let mut weights = cut.weights().clone();
+    for (name, shape) in [
+        (name.clone(), [shape[0], shape[1] - 1]),
+        (name.replace("down", "up"), [shape[1] - 1, shape[0]]),
+        (name.replace("down", "gate"), [shape[1] - 1, shape[0]]),
+    ] {
+        let values = vec![0.5; shape[0] * shape[1]];
+        weights.insert(name, lacuna::Weight::from_f32(&shape, &values));
+    }
+    cut = Model::new(cut.graph().clone(), weights).unwrap();
+    let e = export_hf(&cut, &dir.path().join("out"))
+        .unwrap_err()
+        .to_string();
+    assert!(e.contains("layers.1.mlp") && e.contains("--masked"), "{e}");
 }
 
 /// Token by token, keys and values kept.

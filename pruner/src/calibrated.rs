@@ -4,10 +4,12 @@ use crate::allocator::OUTLIER;
 use crate::calibration::{Block, Blocks, Gram, Moments, States, Taps, energy, windows};
 use crate::matrix::Matrix;
 use crate::solver::Statistics;
+use crate::spent::Spent;
 use crate::{AllocatorName, Error, Layer, Prefix, Pruned, Recipe, Result, Task, layer};
 use lacuna::{Model, Weight};
 use rayon::prelude::*;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// A pruned model and what its layers lost.
 #[derive(Clone, Debug)]
@@ -18,6 +20,9 @@ pub struct Calibrated {
     pub errors: Vec<LayerError>,
     /// Bytes of the hidden states of all windows.
     pub state_bytes: usize,
+    /// Wall time by phase: `forward` of the windows through the model, `moments` of inputs, `solve`, and `advance` of the
+    /// states through what was pruned.
+    pub seconds: BTreeMap<&'static str, f64>,
 }
 
 /// The error of a layer's outputs: `‖X (W - Ŵ)ᵀ‖² / ‖X Wᵀ‖²`.
@@ -90,6 +95,7 @@ impl Recipe {
             || settings.held_out > 0;
         let advance = settings.prefix == Prefix::Dense;
         let mut pruned = model.clone();
+        let spent = Spent::default();
         let mut errors: Vec<Option<LayerError>> = vec![None; layers.len()];
         for (done, block) in blocks.iter().enumerate() {
             progress(Progress {
@@ -101,7 +107,12 @@ impl Recipe {
             let source = if advance { model } else { &pruned };
             let taps = states.collect(block, source, full, advance)?;
             let removes: Vec<usize> = plan.layers.iter().map(|l| l.remove).collect();
-            let solved = self.solve(block, &layers, &removes, taps, settings.damping)?;
+            spent.add("forward", taps.seconds[0]);
+            spent.add("moments", taps.seconds[1]);
+            let solved = spent.time("solve", || {
+                let grams = grams(block, &taps, settings.damping)?;
+                self.solve(block, &layers, &removes, &taps, &grams)
+            })?;
             for (&(l, _), (weight, error)) in block.layers.iter().zip(solved) {
                 plan.layers[l].zeros_after = weight.numel() - weight.count_nonzero();
                 errors[l] = error;
@@ -113,7 +124,7 @@ impl Recipe {
                 layers[l].weight.release();
             }
             if !advance && done + 1 < all {
-                states.advance(block, &pruned)?;
+                spent.time("advance", || states.advance(block, &pruned))?;
             }
         }
         progress(Progress {
@@ -126,24 +137,19 @@ impl Recipe {
             pruned: self.finish(pruned, plan)?,
             errors: errors.into_iter().flatten().collect(),
             state_bytes,
+            seconds: spent.all(),
         })
     }
 
     /// The pruned weights of a block's layers, and their errors.
-    fn solve(
+    pub(crate) fn solve(
         &self,
         block: &Block,
         layers: &[Layer<'_>],
         removes: &[usize],
-        taps: Taps,
-        damping: f64,
+        taps: &Taps,
+        grams: &[Gram],
     ) -> Result<Vec<(Weight, Option<LayerError>)>> {
-        let gram = |(m, name): (&Moments, &String)| {
-            let refuse = |what| Error::Calibration(format!("value `{name}`: {what}"));
-            Gram::new(m, damping).map_err(refuse)
-        };
-        let pairs = taps.fitted.par_iter().zip(&block.inputs);
-        let grams: Vec<Gram> = pairs.map(gram).collect::<Result<_>>()?;
         let square = |m: &[Moments]| m.iter().map(Moments::square).collect::<Vec<_>>();
         let (fitted, held_out) = (square(&taps.fitted), square(&taps.held_out));
         let (solver, refiner) = (self.solver.get(), self.refiner.get());
@@ -179,6 +185,16 @@ impl Recipe {
         };
         block.layers.par_iter().map(one).collect()
     }
+}
+
+/// The second moments of the inputs of a block's layers, with what is made of them once.
+pub(crate) fn grams(block: &Block, taps: &Taps, damping: f64) -> Result<Vec<Gram>> {
+    let gram = |(m, name): (&Moments, &String)| {
+        let refuse = |what| Error::Calibration(format!("value `{name}`: {what}"));
+        Gram::new(m, damping).map_err(refuse)
+    };
+    let pairs = taps.fitted.par_iter().zip(&block.inputs);
+    pairs.map(gram).collect()
 }
 
 /// The share of a block's weights whose magnitude times the norm of their input is above five times the mean.

@@ -1,11 +1,12 @@
 //! A run as a small TOML file: replayable to the same bytes, and hashed into the output.
 
 use crate::allocator::{
-    Columns, EVEN, Erk, GlobalMagnitude, Lamp, Owl, Uniform, first_factors, share,
+    Columns, EVEN, Erk, GlobalMagnitude, Lamp, Owl, Searched, Uniform, first_factors, share,
 };
 use crate::calibration::Calibration;
 use crate::origin::Origin;
 use crate::refiner::{Refit, SparseSwaps, SwapsThenRefit};
+use crate::search::SearchSettings;
 use crate::solver::{Alps, LAdmm, SparseGpt, Statistics, Wanda};
 use crate::train::TrainSettings;
 use crate::{
@@ -63,6 +64,12 @@ pub struct Recipe {
     /// sparsity's share of theirs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ranks: BTreeMap<String, usize>,
+    /// With the allocator `search`: the share that each layer loses, by the name of its weight.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sparsities: BTreeMap<String, f64>,
+    /// With the allocator `search` and without sparsities: how they are looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<SearchSettings>,
     /// What is pruned, where the recipe says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Origin>,
@@ -105,7 +112,14 @@ pub enum AllocatorName {
     Columns,
     /// Blocks with more outliers stay denser.
     Owl,
+    /// What keeps the model's answers: the recipe's `search` looks for it, or `sparsities` say it.
+    Search,
 }
+
+/// Before a search.
+static NONE: Searched = Searched {
+    sparsities: BTreeMap::new(),
+};
 
 impl AllocatorName {
     /// The allocator of this name.
@@ -117,6 +131,7 @@ impl AllocatorName {
             AllocatorName::Lamp => &Lamp,
             AllocatorName::Columns => &EVEN,
             AllocatorName::Owl => &Owl,
+            AllocatorName::Search => &NONE,
         }
     }
 }
@@ -226,6 +241,8 @@ impl Recipe {
             dtype: None,
             floor: None,
             ranks: BTreeMap::new(),
+            sparsities: BTreeMap::new(),
+            search: None,
             model: None,
             calibration: None,
             train: None,
@@ -312,8 +329,12 @@ impl Recipe {
             ranks: self.ranks.clone(),
             progress,
         };
+        let searched = Searched {
+            sparsities: self.sparsities.clone(),
+        };
         let allocator: &dyn Allocator = match self.allocator {
             AllocatorName::Columns => &columns,
+            AllocatorName::Search => &searched,
             other => other.get(),
         };
         let sizes: Vec<usize> = layers.iter().map(Layer::numel).collect();
@@ -335,6 +356,14 @@ impl Recipe {
         let refuse = |what: String| Err(Error::Recipe(what));
         if !self.ranks.is_empty() && self.allocator != AllocatorName::Columns {
             return refuse("ranks are for the allocator `columns`".into());
+        }
+        if self.allocator != AllocatorName::Search
+            && (self.search.is_some() || !self.sparsities.is_empty())
+        {
+            return refuse("search and sparsities are for the allocator `search`".into());
+        }
+        if self.search.is_some() && (self.calibration.is_none() || !self.sparsities.is_empty()) {
+            return refuse("a search needs a [calibration], and no sparsities".into());
         }
         if let Some(pattern) = self.pattern {
             if (self.sparsity - pattern.sparsity()).abs() > 1e-9 {

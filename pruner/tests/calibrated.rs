@@ -7,10 +7,13 @@ use common::{decoder, linears, spread};
 use lacuna::candle::Reference;
 use lacuna::model::Weight;
 use lacuna::{DType, Model};
+use lacuna_prune::search::{Event, Evolution, SearchSettings, Stage};
 use lacuna_prune::{
     AllocatorName, Calibrated, Calibration, Pattern, Prefix, Recipe, RefinerName, SolverName, save,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 const SOLVERS: [SolverName; 5] = [
     SolverName::Magnitude,
@@ -231,6 +234,136 @@ fn sixteen_bits_keep_their_zeros() {
         assert_eq!(done.pruned.plan.zeros_after * 2, done.pruned.plan.total);
         assert_eq!(done.pruned.model.weights()["0.q"].dtype(), dtype);
     }
+}
+
+fn searched(solver: SolverName, prefix: Prefix) -> Recipe {
+    let stage = |tokens, keep| Stage { tokens, keep };
+    let mut recipe = Recipe {
+        allocator: AllocatorName::Search,
+        search: Some(SearchSettings {
+            rounds: 2,
+            interval: 0.1,
+            levels: 2,
+            windows: 8,
+            top: 16,
+            evolution: Evolution {
+                generations: 3,
+                offspring: 6,
+                swaps: 3,
+                surrogate: true,
+                stages: vec![stage(20, 2), stage(60, 1)],
+            },
+        }),
+        ..recipe(solver)
+    };
+    recipe.calibration.as_mut().unwrap().prefix = prefix;
+    recipe
+}
+
+#[test]
+fn searched_sparsities_keep_the_budget_replay_and_go_on_after_a_kill() {
+    let model = decoder();
+    let dir = tempfile::tempdir().unwrap();
+    let look = |recipe: &Recipe, work: &Path, tell: &mut dyn FnMut(Event)| {
+        recipe.search(&model, &tokens(600), "a model", work, tell)
+    };
+    for (at, (solver, prefix)) in [
+        (SolverName::SparseGpt, Prefix::Pruned),
+        (SolverName::Wanda, Prefix::Dense),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let recipe = searched(solver, prefix);
+        let work = dir.path().join(at.to_string());
+        let mut said = Vec::new();
+        let found = look(&recipe, &work, &mut |e| {
+            if let Event::Supernet { bytes, .. } = e {
+                said.push(bytes);
+            }
+        })
+        .unwrap();
+        let log = std::fs::read_to_string(work.join("evaluations.jsonl")).unwrap();
+        // Candidates but the probes keep the budget: half of the weights, and the tolerance.
+        let rows: Vec<serde_json::Value> =
+            (log.lines().map(|l| serde_json::from_str(l).unwrap())).collect();
+        let total = 2.0 * (24.0 * 24.0 * 2.0 + 2.0 * 12.0 * 24.0 + 3.0 * 40.0 * 24.0);
+        let last = rows.iter().filter(|r| r["stage"] == 1);
+        let far = |r: &serde_json::Value| (r["cost"].as_f64().unwrap() - total / 2.0).abs();
+        assert!(last.clone().count() >= 2 * 3 * 2);
+        assert!(last.clone().all(|r| far(r) <= 0.0025 * total + 1.0));
+        // What was said of the disk is what the pruned weights take.
+        let names: Vec<&String> = found.recipe.sparsities.keys().collect();
+        let files = std::fs::read_dir(work.join("round-2")).unwrap();
+        let bytes = |path: std::path::PathBuf| -> usize {
+            let block = Model::open(path).unwrap();
+            let own = block.weights().iter().filter(|w| names.contains(&w.0));
+            own.map(|w| w.1.byte_len()).sum()
+        };
+        let bytes: usize = files.map(|f| bytes(f.unwrap().path())).sum();
+        let predicted = said[1] as f64;
+        // Levels that a part has not are stored as its last.
+        assert!(
+            bytes as f64 >= predicted && bytes as f64 <= 1.6 * predicted,
+            "{bytes} {said:?}"
+        );
+
+        let done = found
+            .recipe
+            .calibrate(&model, &tokens(600), &mut |_| {})
+            .unwrap();
+        assert_eq!(done.pruned.plan.zeros_after * 2, done.pruned.plan.total);
+        let shares: BTreeMap<String, f64> = found.recipe.sparsities.clone();
+        for layer in &done.pruned.plan.layers {
+            assert!((layer.sparsity() - shares[&layer.weight]).abs() < 0.01);
+        }
+        assert!(shares["0.q"] == shares["0.o"] && shares["1.up"] == shares["1.down"]);
+        assert!(
+            shares.values().any(|s| (s - 0.5).abs() > 0.01),
+            "{shares:?}"
+        );
+        let read = Recipe::from_toml(&found.recipe.to_toml()).unwrap();
+        assert_eq!((&read, read.hash()), (&found.recipe, found.recipe.hash()));
+        assert!(done.seconds["solve"] > 0.0 && done.seconds["forward"] > 0.0);
+
+        let killed = dir.path().join(format!("killed-{at}"));
+        let mut times = 0;
+        let again = loop {
+            let mut events = 0;
+            let die = AssertUnwindSafe(|| {
+                look(&recipe, &killed, &mut |_| {
+                    events += 1;
+                    assert!(events != 4 + 3 * times, "killed");
+                })
+            });
+            match catch_unwind(die) {
+                Ok(found) => break found.unwrap(),
+                Err(_) => times += 1,
+            }
+        };
+        assert!(times > 3, "{times}");
+        assert_eq!(again.recipe, found.recipe);
+        assert_eq!(
+            std::fs::read_to_string(killed.join("evaluations.jsonl")).unwrap(),
+            log
+        );
+        let mut other = recipe.clone();
+        other.sparsity = 0.6;
+        let e = look(&other, &killed, &mut |_| {}).unwrap_err().to_string();
+        assert!(e.contains("another model"), "{e}");
+    }
+    let mut wrong = searched(SolverName::Wanda, Prefix::Pruned);
+    let e = wrong
+        .calibrate(&model, &tokens(600), &mut |_| {})
+        .unwrap_err();
+    assert!(e.to_string().contains("`search`"), "{e}");
+    wrong.search = None;
+    wrong.sparsities = BTreeMap::from([("0.q".to_owned(), 0.5)]);
+    let e = run(&wrong, &model).unwrap_err();
+    assert!(e.contains("none for `"), "{e}");
+    wrong.allocator = AllocatorName::Uniform;
+    let e = run(&wrong, &model).unwrap_err();
+    assert!(e.contains("allocator `search`"), "{e}");
 }
 
 fn refused(change: impl Fn(&mut Recipe), model: &Model, parts: &[&str]) {

@@ -6,9 +6,10 @@ use common::{decoder, spread};
 use lacuna::model::Weight;
 use lacuna::{Decoder, DecoderOptions, Model};
 use lacuna_prune::Calibration;
+use lacuna_prune::latency::{LatencyTable, MeasuredAttention, MeasuredLayer, Reading};
+use lacuna_prune::search::{Event, Evolution, SearchSettings, Stage, tidy};
 use lacuna_prune::structured::{
-    Accumulation, Event, Evolution, HeadMode, Kind, Local, Outcome, Score, SearchSettings, Spread,
-    Stage, Structured, tidy,
+    Accumulation, HeadMode, Kind, LatencyBudget, Limit, Local, Outcome, Score, Spread, Structured,
 };
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +26,7 @@ fn settings(sparsity: f64) -> Structured {
     Structured {
         schema: 1,
         sparsity,
+        latency: None,
         heads: HeadMode::Query,
         accumulation: Accumulation::Expectation,
         local: Local::default(),
@@ -213,6 +215,186 @@ fn a_search_keeps_its_budget_replays_and_goes_on_after_a_kill() {
     assert!(e.contains("killed") && e.contains("another model"), "{e}");
     tidy(&killed, 2).unwrap();
     assert!(!killed.join("round-2").exists() && killed.join("evaluations.jsonl").exists());
+}
+
+/// Times in proportion to the elements of a layer, those of a prompt ten times as long, and to heads.
+fn table(model: &Model) -> LatencyTable {
+    let sizes = |n: usize| vec![n / 4, n / 2, n];
+    let times = |first: &[usize], second: &[usize], each: f64| -> Vec<Vec<f64>> {
+        let row = |a: &usize| second.iter().map(|b| each * (a * b) as f64).collect();
+        first.iter().map(row).collect()
+    };
+    let layers: Vec<MeasuredLayer> = (model.prunable().iter())
+        .filter(|(name, _)| *name != "head")
+        .map(|(name, _)| {
+            let shape = model.weights()[*name].shape();
+            let (first, second) = (sizes(shape[0]), sizes(shape[1]));
+            MeasuredLayer {
+                weight: name.to_string(),
+                ms: times(&first, &second, 1e-3),
+                prompt_ms: times(&first, &second, 1e-2),
+                first,
+                second,
+            }
+        })
+        .collect();
+    let attentions = (0..2).map(|b| MeasuredAttention {
+        node: format!("node {b}.a"),
+        keys: vec![1, 2],
+        queries: vec![1, 2],
+        ms: times(&[1, 2], &[1, 2], 0.1),
+        prompt_ms: times(&[1, 2], &[1, 2], 1.0),
+    });
+    let full: f64 = layers.iter().map(|l| l.ms[2][2]).sum::<f64>() + 2.0 * 0.4;
+    LatencyTable {
+        schema: 1,
+        layers,
+        attentions: attentions.collect(),
+        whole_ms: Some([full + 2.0, 10.0 * full + 2.0]),
+    }
+}
+
+#[test]
+fn a_budget_of_milliseconds_is_kept_and_says_what_it_came_to() {
+    let model = decoder();
+    let dir = tempfile::tempdir().unwrap();
+    let table = table(&model);
+    let settings = |of, limit, heads| Structured {
+        heads,
+        latency: Some(LatencyBudget {
+            limit,
+            of,
+            table: table.clone(),
+        }),
+        ..searched(0.0)
+    };
+    for (at, (of, limit, heads)) in [
+        (Reading::Token, Limit::Share(0.7), HeadMode::Query),
+        (Reading::Prompt, Limit::Milliseconds(60.0), HeadMode::Query),
+        (Reading::Token, Limit::Share(0.6), HeadMode::KvGroup),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let work = dir.path().join(at.to_string());
+        let settings = settings(of, limit, heads);
+        let done = run(&settings, &model, &work).unwrap();
+        let found = done.latency.unwrap();
+        let [before, after, most] = found.ms;
+        let whole = table.whole_ms.unwrap()[usize::from(of == Reading::Prompt)];
+        assert!((before - whole).abs() < 1e-9 * whole);
+        // By hand, from what is left: layers in proportion to their elements, attentions to their query heads.
+        let each = if of == Reading::Prompt { 1e-2 } else { 1e-3 };
+        let mut sum = found.rest_ms;
+        for m in done.modules.iter().filter(|m| !m.kept.is_empty()) {
+            let n = m.kept.len();
+            sum += each
+                * match m.kind {
+                    Kind::Mlp => (3 * 24 * n.max(10)) as f64,
+                    Kind::Attention => {
+                        let mut keys: Vec<usize> = m.kept.iter().map(|h| h / 2).collect();
+                        keys.dedup();
+                        (2 * 24 * 6 * n + 2 * 24 * 6 * keys.len()) as f64 + 100.0 * n as f64
+                    }
+                };
+        }
+        assert!((sum - after).abs() < 1e-6 * sum, "{sum} {after}");
+        // A neuron takes 0.072 of a token's milliseconds.
+        let step = 72.0 * each;
+        assert!(
+            after <= most + step && after > most - 3.0 * step,
+            "{:?}",
+            found.ms
+        );
+        assert!(done.parameters[1] < done.parameters[0]);
+        let again = run(&done.settings, &model, dir.path()).unwrap();
+        assert_eq!(again.modules, done.modules);
+        assert!(done.settings.latency.is_none());
+        if at == 0 {
+            let killed = dir.path().join("killed");
+            let mut times = 0;
+            let again = loop {
+                let mut events = 0;
+                let die = AssertUnwindSafe(|| {
+                    settings.run(&model, &tokens(600), "a model", &killed, &mut |_: Event| {
+                        events += 1;
+                        assert!(events != 6 + 4 * times, "killed");
+                    })
+                });
+                match catch_unwind(die) {
+                    Ok(done) => break done.unwrap(),
+                    Err(_) => times += 1,
+                }
+            };
+            assert!(times > 2 && again.settings == done.settings);
+        }
+    }
+    let refused = |change: &dyn Fn(&mut LatencyBudget), words: &[&str]| {
+        let mut settings = settings(Reading::Token, Limit::Share(0.5), HeadMode::Query);
+        change(settings.latency.as_mut().unwrap());
+        let e = run(&settings, &model, dir.path()).unwrap_err();
+        assert!(words.iter().all(|w| e.contains(w)), "{e}");
+    };
+    refused(
+        &|l| l.table.layers.retain(|l| l.weight != "1.up"),
+        &["`1.up`"],
+    );
+    refused(&|l| l.table.attentions.truncate(1), &["`node 1.a`"]);
+    refused(&|l| l.table.whole_ms = None, &["no language model"]);
+    refused(
+        &|l| l.limit = Limit::Milliseconds(1.0),
+        &["1.000 ms", "2.000"],
+    );
+    refused(
+        &|l| l.limit = Limit::Milliseconds(99.0),
+        &["99.000 ms", "as it is"],
+    );
+}
+
+#[test]
+fn some_attention_is_always_left() {
+    let model = decoder();
+    let dir = tempfile::tempdir().unwrap();
+    let heads = |done: &Outcome| -> usize {
+        let attentions = done.modules.iter().filter(|m| m.kind == Kind::Attention);
+        attentions.map(|m| m.kept.len()).sum()
+    };
+    // Hardly any head fits into what is left, and candidates without one would be runnable but no decoders.
+    for sparsity in [0.85, 0.9] {
+        let mut settings = searched(sparsity);
+        settings.search.as_mut().unwrap().interval = 0.25;
+        let done = run(&settings, &model, &dir.path().join(sparsity.to_string())).unwrap();
+        assert!(heads(&done) > 0, "{:?}", done.settings.widths);
+        assert_eq!(logits(&done.model, 8).len(), 23 * 50);
+        let even = run(
+            &Structured {
+                search: None,
+                ..settings
+            },
+            &model,
+            dir.path(),
+        )
+        .unwrap();
+        assert!(heads(&even) > 0);
+        logits(&even.model, 8);
+    }
+    // A head has more than what is to be left.
+    let e = run(&settings(0.95), &model, dir.path()).unwrap_err();
+    assert!(e.contains("461 of 9216"), "{e}");
+    let none = Structured {
+        widths: widths(&[("0.o", 0), ("1.o", 0)]),
+        ..settings(0.5)
+    };
+    let e = run(&none, &model, dir.path()).unwrap_err();
+    assert!(e.contains("no attention is left"), "{e}");
+    let blocks = Structured {
+        spread: Spread::Blocks,
+        ..settings(0.99)
+    };
+    match run(&blocks, &model, dir.path()) {
+        Ok(done) => assert!(heads(&done) > 0),
+        Err(e) => assert!(e.contains("are to be left"), "{e}"),
+    }
 }
 
 #[test]

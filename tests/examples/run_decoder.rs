@@ -1,11 +1,12 @@
 //! Runs a language model on token ids and writes the logits after each as safetensors, for comparisons
 //! with other implementations: see `tests/compare/`.
 //!
-//! `run_decoder MODEL IDS OUTPUT [--isa NAME] [--threads N] [--chunk N] [--dense] [--round-inputs BOOL]`
+//! `run_decoder MODEL IDS OUTPUT [--isa NAME] [--threads N] [--chunk N] [--dense] [--round-inputs BOOL] [--bitmask FILE]`
 //!
 //! IDS is a safetensors file with `input_ids` I64 `[1, T]`; OUTPUT gets `logits` F32 `[1, T, V]`. With
-//! `--chunk 1` every token is a step of its own.
+//! `--chunk 1` every token is a step of its own. `--bitmask` writes the model with its 2:4 weights as bitmasks, and runs that.
 
+use lacuna::model::Storage;
 use lacuna::model::file::Tensors;
 use lacuna::{Decoder, DecoderOptions, Model};
 use safetensors::{Dtype, tensor::TensorView};
@@ -19,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         all_logits: true,
         ..DecoderOptions::default()
     };
+    let mut bitmask: Option<String> = None;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
@@ -27,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--threads" => options.threads = value()?.parse()?,
             "--chunk" => options.chunk = value()?.parse()?,
             "--dense" => options.dense = true,
+            "--bitmask" => bitmask = Some(value()?),
             "--round-inputs" => options.round_inputs = Some(value()?.parse()?),
             flag if flag.starts_with("--") => return Err(format!("unknown flag {flag}").into()),
             _ => files.push(arg),
@@ -35,7 +38,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [model, ids, output] = files.as_slice() else {
         return Err(format!("{} files; MODEL, IDS and OUTPUT expected", files.len()).into());
     };
-    let model = Model::open(model)?;
+    let mut model = Model::open(model)?;
+    if let Some(path) = bitmask {
+        for (name, weight) in model.weights().clone() {
+            if weight.storage() == Storage::TwoFour {
+                model.set_weight(&name, weight.decode().store_as(Storage::Bitmask)?)?;
+            }
+        }
+        model.save(&path)?;
+        model = Model::open(&path)?;
+    }
     let ids = Tensors::open(Path::new(ids))?.weight("input_ids")?;
     let ids = ids.to_i64().ok_or("input_ids is no I64")?;
     let ids: Vec<u32> = ids

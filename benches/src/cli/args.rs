@@ -76,7 +76,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub tuned: Option<PathBuf>,
     /// Measure every convolution and linear layer alone, dense, at several widths, --min-time-ms each, and write the
-    /// times as JSON: what `prune pagcp --latency` reads
+    /// times as JSON: what `prune pagcp --latency` reads. Of a language model one token and a prompt, and attentions by
+    /// heads, for `prune tyr --latency`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["csv", "html", "layers", "no_layers", "audit", "tune", "json"])]
     pub table: Option<PathBuf>,
     /// Keep packed weights in this directory, and map them from there the next time

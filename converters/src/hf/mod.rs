@@ -4,8 +4,11 @@
 mod config;
 mod decoder;
 mod encoder;
+mod export;
 mod text;
 mod weights;
+
+pub use export::export_hf;
 
 use crate::source::{Source, shown};
 use crate::{Error, Options, Result};

@@ -6,6 +6,7 @@ mod floor;
 mod global;
 mod lamp;
 mod owl;
+mod searched;
 mod uniform;
 
 pub use columns::Columns;
@@ -15,6 +16,7 @@ pub use global::GlobalMagnitude;
 pub use lamp::Lamp;
 pub(crate) use owl::OUTLIER;
 pub use owl::Owl;
+pub use searched::Searched;
 pub use uniform::Uniform;
 
 pub(crate) use columns::{EVEN, Pair, first_factors, pairs};

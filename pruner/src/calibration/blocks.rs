@@ -207,6 +207,16 @@ impl Block {
         block
     }
 
+    /// Where the part has its first node of such an operator.
+    pub fn place(&self, which: impl Fn(&Op) -> bool) -> Option<usize> {
+        self.graph.nodes.iter().position(|n| which(&n.op))
+    }
+
+    /// Where the part has a node.
+    pub fn place_of(&self, node: &str) -> Option<usize> {
+        self.graph.nodes.iter().position(|n| n.name == node)
+    }
+
     /// The element type of the part's input.
     pub fn dtype(&self) -> DType {
         self.graph.inputs[0].dtype

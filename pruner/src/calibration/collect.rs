@@ -4,6 +4,7 @@ use super::{Block, Moments};
 use crate::{Error, Result};
 use lacuna::model::Model;
 use lacuna::{DType, Session, SessionOptions, TensorView, TensorViewMut};
+use std::time::Instant;
 
 /// The hidden states of all windows before a block.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct Taps {
     pub fitted: Vec<Moments>,
     /// Of the windows held out.
     pub held_out: Vec<Moments>,
+    /// Wall time: of running the block, and of the sums.
+    pub seconds: [f64; 2],
 }
 
 impl States {
@@ -103,7 +106,9 @@ impl States {
         let (mut fitted, mut held_out): (Vec<Moments>, Vec<Moments>) = (new(), new());
         let mut taps: Vec<Vec<f32>> = block.widths.iter().map(|w| vec![0.0; w * tokens]).collect();
         let mut out = vec![0.0; block.output];
+        let mut seconds = [0.0; 2];
         for (i, state) in self.windows.iter_mut().enumerate() {
+            let started = Instant::now();
             let mut outputs: Vec<&mut [f32]> = taps.iter_mut().map(Vec::as_mut_slice).collect();
             outputs.push(&mut out);
             run(
@@ -111,6 +116,7 @@ impl States {
                 &[TensorView::f32(&shape, state)],
                 &mut outputs,
             )?;
+            let ran = started.elapsed();
             let sums = if i < self.held_out {
                 &mut fitted
             } else {
@@ -121,11 +127,17 @@ impl States {
                     |what| Error::Calibration(format!("value `{name}`, window {i}: {what}"));
                 sum.add(values).map_err(refuse)?;
             }
+            seconds[0] += ran.as_secs_f64();
+            seconds[1] += (started.elapsed() - ran).as_secs_f64();
             if advance {
                 step(state, &out, i)?;
             }
         }
-        Ok(Taps { fitted, held_out })
+        Ok(Taps {
+            fitted,
+            held_out,
+            seconds,
+        })
     }
 
     /// Sends the states through a block.

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use lacuna::{Model, Tokenizer};
+use lacuna_prune::search::{Event, SearchSettings};
 use lacuna_prune::{AllocatorName, Calibration, Prefix, Progress, Recipe, RefinerName};
 use sha2::{Digest, Sha256};
 use std::io::IsTerminal;
@@ -61,6 +62,59 @@ pub struct CalibrationFlags {
     /// What happens to a layer afterwards
     #[arg(long, value_enum, default_value_t = Refine::None)]
     refine: Refine,
+    #[command(flatten)]
+    pub search: SearchFlags,
+}
+
+/// How levels are looked for.
+#[derive(Args)]
+#[command(next_help_heading = "Search")]
+pub struct SearchFlags {
+    /// Search in minutes, to see that it works
+    #[arg(long)]
+    quick: bool,
+    /// Rounds, each with half the interval of the one before
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Generations of a round
+    #[arg(long, value_name = "N")]
+    generations: Option<usize>,
+    /// Candidates of a generation
+    #[arg(long, value_name = "N")]
+    offspring: Option<usize>,
+    /// Windows of the text that candidates are compared on, others than those that the model is pruned on
+    #[arg(long, value_name = "N")]
+    search_windows: Option<usize>,
+    /// Draw all candidates at random, none by what earlier ones taught
+    #[arg(long)]
+    no_surrogate: bool,
+    /// Keep the supernet and the teacher's answers when done
+    #[arg(long)]
+    pub keep_search: bool,
+}
+
+impl SearchFlags {
+    /// The preset with what the flags say; of `sparsities` or of widths.
+    pub fn settings(&self, sparsities: bool) -> SearchSettings {
+        let mut search = match self.quick {
+            true => SearchSettings::quick(),
+            false => SearchSettings::hour(),
+        };
+        if sparsities {
+            search = search.sparsities();
+        }
+        let e = &mut search.evolution;
+        for (field, given) in [
+            (&mut e.generations, self.generations),
+            (&mut e.offspring, self.offspring),
+            (&mut search.rounds, self.rounds),
+            (&mut search.windows, self.search_windows),
+        ] {
+            *field = given.unwrap_or(*field);
+        }
+        search.evolution.surrogate &= !self.no_surrogate;
+        search
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -79,6 +133,9 @@ enum LayerShares {
     Owl,
     /// By shapes alone
     Erk,
+    /// What a search finds that keeps the model's answers; beside the output NAME.search holds it, and the same command
+    /// goes on from there
+    Search,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -109,7 +166,9 @@ impl CalibrationFlags {
                 LayerShares::Uniform => AllocatorName::Uniform,
                 LayerShares::Owl => AllocatorName::Owl,
                 LayerShares::Erk => AllocatorName::Erk,
+                LayerShares::Search => AllocatorName::Search,
             },
+            search: (self.allocator == LayerShares::Search).then(|| self.search.settings(true)),
             refiner: match self.refine {
                 Refine::None => RefinerName::None,
                 Refine::SparseSwaps => RefinerName::SparseSwaps,
@@ -217,6 +276,49 @@ impl Show {
                 ),
             };
             eprintln!("{} {}/{}{left}", at.phase, at.done, at.all);
+        }
+    }
+}
+
+/// Shows on stderr how far a run is.
+pub struct Shown {
+    show: Show,
+    /// Generations that were done before this run's first of a round, and when it began.
+    first: Option<(usize, Instant)>,
+}
+
+impl Shown {
+    pub fn new() -> Shown {
+        Shown {
+            show: Show::new(),
+            first: None,
+        }
+    }
+
+    pub fn tell(&mut self, event: Event) {
+        match event {
+            Event::Progress(at) => self.show.tell(at),
+            Event::Supernet { round, bytes } => {
+                self.first = None;
+                eprintln!("round {round}: a supernet of {:.1} MB", bytes as f64 / 1e6);
+            }
+            Event::Generation {
+                round: [round, rounds],
+                generation: [done, all],
+                best,
+            } => {
+                let (from, first) = *self.first.get_or_insert_with(|| (done, Instant::now()));
+                let (ran, since) = (done - from, first.elapsed().as_secs_f64());
+                let best = best.map_or(String::new(), |b| format!(", divergence {b:.4}"));
+                let left = match ran {
+                    0 => String::new(),
+                    n => format!(
+                        ", {:.0} s left in the round",
+                        since / n as f64 * (all - done) as f64
+                    ),
+                };
+                eprintln!("round {round}/{rounds}, generation {done}/{all}{best}{left}");
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{Source, file_bytes, json, text, write_bytes};
 use anyhow::Result;
 use clap::Args;
 use lacuna::model::file::{write_dense, write_weights};
-use lacuna_convert::{export_onnx, in_place_of, micro};
+use lacuna_convert::{export_hf, export_onnx, in_place_of, micro};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -17,9 +17,9 @@ pub struct Export {
     format: Format,
     /// With --dense: the checkpoint that the model was converted from; its tensors keep their names, and those that
     /// the model does not have their values
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["onnx", "micro"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["onnx", "micro", "hf"])]
     like: Option<PathBuf>,
-    /// The file to write
+    /// The file to write; with --hf the folder
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Print JSON
@@ -36,6 +36,9 @@ struct Format {
     /// ONNX: the graph, and every weight dense in f32
     #[arg(long)]
     onnx: bool,
+    /// A folder that stock loaders of Hugging Face take: config.json, model.safetensors, tokenizer. Llama only
+    #[arg(long)]
+    hf: bool,
     /// FastGRNN for microcontrollers, as the crate `lacuna-micro` runs it; weights stay sparse
     #[arg(long)]
     micro: bool,
@@ -43,9 +46,10 @@ struct Format {
 
 impl Format {
     fn name(&self) -> &'static str {
-        match (self.onnx, self.micro) {
-            (true, _) => "onnx",
-            (_, true) => "micro",
+        match (self.onnx, self.micro, self.hf) {
+            (true, ..) => "onnx",
+            (_, true, _) => "micro",
+            (.., true) => "hf",
             _ => "safetensors",
         }
     }
@@ -68,6 +72,7 @@ impl Export {
         let mut tensors = model.weights().len();
         match (self.format.name(), &self.like) {
             ("onnx", _) => export_onnx(&model, &self.output)?,
+            ("hf", _) => export_hf(&model, &self.output)?,
             ("micro", _) => write_bytes(&self.output, &micro(&model)?)?,
             (_, None) => write_dense(&model, &self.output)?,
             (_, Some(checkpoint)) => {
@@ -83,7 +88,10 @@ impl Export {
             format: self.format.name(),
             tensors,
             bytes_before: self.source.bytes()?,
-            bytes_after: file_bytes(&self.output)?,
+            bytes_after: match self.format.hf {
+                true => file_bytes(&self.output.join("model.safetensors"))?,
+                false => file_bytes(&self.output)?,
+            },
         };
         if self.json {
             return json(&report);

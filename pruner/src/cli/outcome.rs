@@ -1,6 +1,6 @@
 //! A recipe carried out, and what came of it: as text, as JSON, and in a sidecar beside the output.
 
-use super::calibration::{Show, tokens};
+use super::calibration::{Show, Shown, tokens};
 use super::text::{self, Align, Table};
 use super::train::{Effort, checkpoint, fine_tune, line};
 use super::{Source, file_bytes, from_recipe, json, write_text};
@@ -8,9 +8,11 @@ use anyhow::{Context, Result};
 use lacuna::Model;
 use lacuna::model::Symbols;
 use lacuna_prune::report::{LayerReport, MAC_CONVENTION, ModelReport, Totals, forecast, report};
+use lacuna_prune::search::{Round, tidy};
 use lacuna_prune::train::{EpochRow, forget};
 use lacuna_prune::{LayerError, Plan, PlannedLayer, Pruned, Recipe, SolverName, save};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -29,6 +31,8 @@ pub struct Job<'a> {
     pub emit_recipe: Option<&'a Path>,
     /// How a recipe's training is carried out.
     pub effort: &'a Effort,
+    /// Keep what a search leaves on disk.
+    pub keep_search: bool,
     pub json: bool,
 }
 
@@ -72,6 +76,11 @@ struct CalibrationReport {
     mean_error: Option<f64>,
     mean_held_out_error: Option<f64>,
     errors: Vec<LayerError>,
+    /// Rounds of a search for sparsities.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rounds: Vec<Round>,
+    /// Wall time of the final pruning by phase.
+    phase_seconds: BTreeMap<&'static str, f64>,
 }
 
 /// Wall time.
@@ -203,6 +212,10 @@ impl Job<'_> {
         if let (Some(_), Some(path)) = (&self.recipe.train, self.output) {
             forget(&checkpoint(path))?;
         }
+        let searched = report.calibration.as_ref().map_or(0, |c| c.rounds.len());
+        if let (false, 1.., Some(path)) = (self.keep_search, searched, self.output) {
+            tidy(&path.with_extension("search"), searched)?;
+        }
         match self.json {
             true => Ok(document),
             false => Ok(report.text(sidecar.as_deref())),
@@ -215,6 +228,17 @@ impl Job<'_> {
         let settings = recipe.calibration.as_mut().context("no calibration")?;
         let (tokens, digest) = tokens(settings, model)?;
         settings.sha256 = digest;
+        let mut rounds = Vec::new();
+        if let (Some(_), Some(path)) = (&recipe.search, self.output) {
+            let settings = recipe.calibration.as_ref().map_or("", |c| &c.sha256);
+            let source = self.source.digest(model)?.unwrap_or_default();
+            let work = path.with_extension("search");
+            let mut show = Shown::new();
+            let origin = format!("{source} {settings}");
+            let mut tell = |e| show.tell(e);
+            let found = recipe.search(model, &tokens, &origin, &work, &mut tell)?;
+            (recipe, rounds) = (found.recipe, found.rounds);
+        }
         let mut show = Show::new();
         let done = recipe.calibrate(model, &tokens, &mut |at| show.tell(at))?;
         let mean = |values: Vec<f64>| {
@@ -227,6 +251,8 @@ impl Job<'_> {
             mean_error: mean(done.errors.iter().map(|e| e.fitted).collect()),
             mean_held_out_error: mean(done.errors.iter().filter_map(|e| e.held_out).collect()),
             errors: done.errors,
+            rounds,
+            phase_seconds: done.seconds,
         };
         Ok(((done.pruned, recipe), report))
     }

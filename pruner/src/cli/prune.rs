@@ -61,7 +61,8 @@ impl Calibrated {
                 self.calibration.complete(recipe, self.seed)
             }
         };
-        self.common.carry_out(recipe, &Effort::default())
+        let keep = self.calibration.search.keep_search;
+        self.common.carry_out(recipe, &Effort::default(), keep)
     }
 }
 
@@ -110,7 +111,7 @@ impl Columns {
                 ..common.built(AllocatorName::Columns, !self.rank.is_empty())?
             },
         };
-        common.carry_out(recipe, fine_tune.effort())
+        common.carry_out(recipe, fine_tune.effort(), false)
     }
 }
 
@@ -136,6 +137,7 @@ impl Magnitude {
     pub fn run(&self) -> Result<String> {
         let options = &self.options;
         let recipe = match options.common.recipe()? {
+            Some(recipe) if recipe.calibration.is_some() => recipe,
             Some(recipe) => check(recipe, AllocatorName::Uniform)?,
             None => {
                 let recipe = options.common.built(AllocatorName::Uniform, false)?;
@@ -146,7 +148,10 @@ impl Magnitude {
                 self.calibration.complete(recipe, options.fine_tune.seed())
             }
         };
-        options.common.carry_out(recipe, options.fine_tune.effort())
+        let keep = self.calibration.search.keep_search;
+        options
+            .common
+            .carry_out(recipe, options.fine_tune.effort(), keep)
     }
 }
 
@@ -240,7 +245,8 @@ impl Options {
                 ..self.common.built(allocator, false)?
             },
         };
-        self.common.carry_out(recipe, self.fine_tune.effort())
+        self.common
+            .carry_out(recipe, self.fine_tune.effort(), false)
     }
 }
 
@@ -257,13 +263,14 @@ fn check(recipe: Recipe, allocator: AllocatorName) -> Result<Recipe> {
 }
 
 impl Common {
-    fn carry_out(&self, recipe: Recipe, effort: &Effort) -> Result<String> {
+    fn carry_out(&self, recipe: Recipe, effort: &Effort, keep_search: bool) -> Result<String> {
         Job {
             recipe,
             source: &self.source,
             output: self.output.as_deref(),
             emit_recipe: self.emit_recipe.as_deref(),
             effort,
+            keep_search,
             json: self.json,
         }
         .run()

@@ -60,6 +60,7 @@ impl Run {
             output: self.output.as_deref(),
             emit_recipe: None,
             effort: &self.effort,
+            keep_search: false,
             json: self.json,
         }
         .run()

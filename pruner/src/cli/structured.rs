@@ -1,6 +1,6 @@
 //! The verbs that take whole heads and neurons from a language model, by what it does on a text.
 
-use super::calibration::{Show, TextFlags, tokens};
+use super::calibration::{SearchFlags, Shown, TextFlags, tokens};
 use super::outcome::sidecar;
 use super::text::{self, Align, Table};
 use super::{Source, file_bytes, json, write_text};
@@ -8,12 +8,15 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lacuna::Model;
 use lacuna_prune::LayerError;
+use lacuna_prune::latency::{LatencyTable, Reading};
 use lacuna_prune::report::report;
+use lacuna_prune::search::{Round, SearchSettings, tidy};
 use lacuna_prune::structured::{
-    Accumulation, Event, HeadMode, Kind, Local, Round, Score, SearchSettings, Spread, Structured,
-    Width, tidy,
+    Accumulation, HeadMode, Kind, Latency, LatencyBudget, Limit, Local, Score, Spread, Structured,
+    Width,
 };
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -25,36 +28,27 @@ use std::time::Instant;
 pub struct Tyr {
     #[command(flatten)]
     common: Common,
+    /// The most that the model may take by --table, in the place of --sparsity: milliseconds, such as 4.5ms, or a share of
+    /// what it takes now, such as 0.7
+    #[arg(long, value_name = "MS|SHARE", value_parser = limit, requires_all = ["table", "calibration_text"], conflicts_with = "sparsity")]
+    latency: Option<Limit>,
+    /// Layers and attentions of this model, measured by `lacuna-bench MODEL --table FILE`
+    #[arg(long, value_name = "FILE", requires = "latency")]
+    table: Option<PathBuf>,
+    /// What --latency is of
+    #[arg(long, value_enum, default_value_t = Of::Token, requires = "latency")]
+    latency_of: Of,
     /// What the blocks behind one of several widths are pruned on
     #[arg(long, value_enum, default_value_t = Behind::Expectation)]
     accumulation: Behind,
-    /// Search in minutes, to see that it works
-    #[arg(long)]
-    quick: bool,
-    /// Rounds, each with half the interval of the one before
-    #[arg(long, value_name = "N")]
-    rounds: Option<usize>,
-    /// Generations of a round
-    #[arg(long, value_name = "N")]
-    generations: Option<usize>,
-    /// Candidates of a generation
-    #[arg(long, value_name = "N")]
-    offspring: Option<usize>,
-    /// Windows of the text that candidates are compared on, others than those that the model is pruned on
-    #[arg(long, value_name = "N")]
-    search_windows: Option<usize>,
-    /// Draw all candidates at random, none by what earlier ones taught
-    #[arg(long)]
-    no_surrogate: bool,
     /// What a matrix's inputs are ranked by
     #[arg(long, value_enum, default_value_t = By::Obs)]
     score: By,
     /// Leave each level as the removals' updates made it, without least squares at the end
     #[arg(long)]
     no_refit: bool,
-    /// Keep the supernet and the teacher's answers when done
-    #[arg(long)]
-    keep_search: bool,
+    #[command(flatten)]
+    search: SearchFlags,
 }
 
 /// Learns widths without a search.
@@ -69,12 +63,7 @@ struct Common {
     #[command(flatten)]
     source: Source,
     /// The share of the parameters of all attentions and MLPs that goes, such as 0.25
-    #[arg(
-        long,
-        value_name = "S",
-        required_unless_present = "recipe",
-        requires = "calibration_text"
-    )]
+    #[arg(long, value_name = "S", requires = "calibration_text")]
     sparsity: Option<f64>,
     /// The Lacuna file to write
     #[arg(short, long, value_name = "FILE")]
@@ -116,6 +105,29 @@ enum Heads {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum Of {
+    /// A generated token
+    Token,
+    /// The prompt that the table was made with
+    Prompt,
+}
+
+/// Milliseconds with their unit, or a share.
+fn limit(text: &str) -> Result<Limit, String> {
+    let number = |t: &str| {
+        t.trim()
+            .parse::<f64>()
+            .ok()
+            .filter(|n| *n > 0.0 && n.is_finite())
+    };
+    let found = match text.strip_suffix("ms") {
+        Some(ms) => number(ms).map(Limit::Milliseconds),
+        None => number(text).filter(|n| *n < 1.0).map(Limit::Share),
+    };
+    found.ok_or_else(|| "milliseconds, such as 4.5ms, or a share below 1, such as 0.7".into())
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum Behind {
     /// The mean of the widths, by their density
     Expectation,
@@ -137,20 +149,7 @@ enum By {
 
 impl Tyr {
     pub fn run(&self) -> Result<String> {
-        let mut search = match self.quick {
-            true => SearchSettings::quick(),
-            false => SearchSettings::hour(),
-        };
-        let e = &mut search.evolution;
-        for (field, given) in [
-            (&mut e.generations, self.generations),
-            (&mut e.offspring, self.offspring),
-            (&mut search.rounds, self.rounds),
-            (&mut search.windows, self.search_windows),
-        ] {
-            *field = given.unwrap_or(*field);
-        }
-        search.evolution.surrogate &= !self.no_surrogate;
+        let search = self.search.settings(false);
         let score = match self.score {
             By::Obs => Score::Obs,
             By::Code => Score::Code,
@@ -161,7 +160,17 @@ impl Tyr {
             Behind::Median => Accumulation::Median,
             Behind::None => Accumulation::None,
         };
+        let table = self.table.as_deref().map(LatencyTable::open).transpose()?;
+        let latency = self.latency.zip(table).map(|(limit, table)| LatencyBudget {
+            limit,
+            of: match self.latency_of {
+                Of::Token => Reading::Token,
+                Of::Prompt => Reading::Prompt,
+            },
+            table,
+        });
         let way = Way {
+            latency,
             local: Local {
                 score,
                 refit: !self.no_refit,
@@ -171,13 +180,14 @@ impl Tyr {
             spread: Spread::Even,
             search: Some(search),
         };
-        self.common.run("tyr", way, self.keep_search)
+        self.common.run("tyr", way, self.search.keep_search)
     }
 }
 
 impl Uniform {
     pub fn run(&self, name: &'static str, score: Score, spread: Spread) -> Result<String> {
         let way = Way {
+            latency: None,
             local: Local {
                 score,
                 ..Local::default()
@@ -201,6 +211,9 @@ struct Report {
     settings: Structured,
     /// Parameters of all attentions and MLPs before and after, and those that the sparsity asks for.
     module_parameters: [usize; 3],
+    /// Milliseconds by the table, where they were the budget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency: Option<Latency>,
     /// Parameters of the model.
     parameters: [usize; 2],
     file_bytes: [u64; 2],
@@ -210,12 +223,14 @@ struct Report {
     mean_held_out_error: Option<f64>,
     errors: Vec<LayerError>,
     rounds: Vec<Round>,
-    /// Wall time of this run alone.
+    /// Wall time of this run alone, in all and by phase.
     seconds: f64,
+    phase_seconds: BTreeMap<&'static str, f64>,
 }
 
 /// What tells the verbs apart.
 struct Way {
+    latency: Option<LatencyBudget>,
     local: Local,
     accumulation: Accumulation,
     spread: Spread,
@@ -229,7 +244,11 @@ impl Common {
             Some(path) => self.read(path)?,
             None => Structured {
                 schema: 1,
-                sparsity: self.sparsity.context("--sparsity is missing")?,
+                sparsity: match (self.sparsity, &way.latency) {
+                    (None, Some(_)) => 0.0,
+                    (given, _) => given.context("--sparsity is missing")?,
+                },
+                latency: way.latency,
                 heads: match self.head_mode {
                     Heads::Query => HeadMode::Query,
                     Heads::KvGroup => HeadMode::KvGroup,
@@ -288,6 +307,7 @@ impl Common {
             output: self.output.clone(),
             recipe_sha256: found.settings.hash()?,
             module_parameters: found.parameters,
+            latency: found.latency,
             parameters: [trained(&model)?, trained(&after)?],
             file_bytes: [self.source.bytes()?, file_bytes(&self.output)?],
             mean_error: mean(|e| Some(e.fitted)),
@@ -297,6 +317,7 @@ impl Common {
             settings: found.settings,
             rounds: found.rounds,
             seconds: started.elapsed().as_secs_f64(),
+            phase_seconds: found.seconds,
         };
         let document = json(&result)?;
         write_text(&sidecar(&self.output), &document)?;
@@ -315,49 +336,6 @@ impl Common {
             bail!("{}: has no widths", path.display());
         }
         Ok(settings)
-    }
-}
-
-/// Shows on stderr how far a run is.
-struct Shown {
-    show: Show,
-    /// Generations that were done before this run's first of a round, and when it began.
-    first: Option<(usize, Instant)>,
-}
-
-impl Shown {
-    fn new() -> Shown {
-        Shown {
-            show: Show::new(),
-            first: None,
-        }
-    }
-
-    fn tell(&mut self, event: Event) {
-        match event {
-            Event::Progress(at) => self.show.tell(at),
-            Event::Supernet { round, bytes } => {
-                self.first = None;
-                eprintln!("round {round}: a supernet of {:.1} MB", bytes as f64 / 1e6);
-            }
-            Event::Generation {
-                round: [round, rounds],
-                generation: [done, all],
-                best,
-            } => {
-                let (from, first) = *self.first.get_or_insert_with(|| (done, Instant::now()));
-                let (ran, since) = (done - from, first.elapsed().as_secs_f64());
-                let best = best.map_or(String::new(), |b| format!(", divergence {b:.4}"));
-                let left = match ran {
-                    0 => String::new(),
-                    n => format!(
-                        ", {:.0} s left in the round",
-                        since / n as f64 * (all - done) as f64
-                    ),
-                };
-                eprintln!("round {round}/{rounds}, generation {done}/{all}{best}{left}");
-            }
-        }
     }
 }
 
@@ -400,6 +378,16 @@ impl Report {
                 Some(self.file_bytes[1]),
             ),
         ]);
+        if let Some(Latency { of, ms, rest_ms }) = self.latency {
+            let of = match of {
+                Reading::Token => "a token",
+                Reading::Prompt => "the prompt",
+            };
+            out += &format!(
+                "{of}, by the table: {:.3} -> {:.3} ms of {:.3}; {rest_ms:.3} in no attention and no MLP\n",
+                ms[0], ms[1], ms[2]
+            );
+        }
         out += &format!("{:.0} s\nwrote {}\n", self.seconds, self.output.display());
         out
     }

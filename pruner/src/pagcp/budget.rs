@@ -1,7 +1,7 @@
 //! What a network may cost, and what it costs by the units that are gone.
 
-use super::latency::{LatencyMeter, LatencyTable};
 use crate::groups::{Groups, Meter};
+use crate::latency::{LatencyMeter, LatencyTable};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 

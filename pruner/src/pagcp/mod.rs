@@ -10,14 +10,13 @@
 
 mod allowance;
 mod budget;
-mod latency;
 mod oracle;
 mod pass;
 mod split;
 mod state;
 
+pub use crate::latency::{LatencyTable, MeasuredLayer};
 pub use budget::{Budget, Saved};
-pub use latency::{LatencyTable, MeasuredLayer};
 pub use pass::Visit;
 
 use crate::eval::{EvalOptions, preprocess};

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 fn fault(path: &Path, what: impl Into<String>) -> Error {
     Error::Data {
@@ -92,17 +92,4 @@ pub(super) fn load(path: &Path, digest: &str, modules: usize) -> Option<Vec<Vec<
         each.map(|(l, e)| rung(m, l, e)).collect()
     };
     head.errors.into_iter().enumerate().map(rungs).collect()
-}
-
-/// Removes the files of a supernet.
-pub(super) fn remove(folder: &Path) -> Result<()> {
-    let io = |source| Error::Io {
-        path: PathBuf::from(folder),
-        action: "remove",
-        source,
-    };
-    match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(e)),
-        _ => Ok(()),
-    }
 }

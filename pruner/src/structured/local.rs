@@ -351,7 +351,7 @@ fn inverse(h: &Matrix) -> Result<Matrix, String> {
 }
 
 /// `A⁻¹ B` for a positive definite `A`.
-pub(super) fn solve(a: &Matrix, b: &Matrix) -> Result<Matrix, String> {
+pub(crate) fn solve(a: &Matrix, b: &Matrix) -> Result<Matrix, String> {
     let found = factor(a)?.solve(b.view());
     let mut out = Matrix::zeros(b.rows, b.cols);
     for c in 0..b.cols {

@@ -6,34 +6,33 @@
 //! parameters, and `compact` makes the smaller model.
 
 mod compact;
-mod evaluate;
+mod cost;
 mod files;
 mod local;
 mod loss;
 mod modules;
 mod plan;
-mod search;
 mod settings;
 mod spread;
 mod supernet;
-mod surrogate;
 
+pub use cost::{Latency, LatencyBudget, Limit};
+pub(crate) use local::solve;
 pub use local::{Local, Score, Step};
 pub use modules::{HeadMode, Kind};
-pub use search::Evolution;
-pub use settings::{SearchSettings, Stage, Structured};
+pub use settings::Structured;
 pub use spread::Spread;
 pub use supernet::Accumulation;
 
-use crate::calibration::{Calibration, windows};
-use crate::{Error, LayerError, Progress, Result};
-use evaluate::{Judge, Levels};
+use crate::search::{Event, Judge, Levels, Round, Search, SearchSettings, Space, Teacher};
+use crate::search::{claim, digest, own_windows, remove};
+use crate::{Error, LayerError, Result};
 use lacuna::Model;
 use plan::Budget;
-use search::Search;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 use supernet::{Net, Rung};
 
 /// A pruned model and how it came about.
@@ -45,14 +44,20 @@ pub struct Outcome {
     pub masked: Model,
     /// What replays it: the settings with the widths that were found, without a search.
     pub settings: Structured,
-    /// Parameters of all attentions and MLPs that could go, before and after, and what the sparsity asks for.
+    /// Parameters of all attentions and MLPs that could go, before and after, and what the sparsity asks for; with a budget
+    /// of milliseconds the last is what is left.
     pub parameters: [usize; 3],
+    /// Milliseconds, where they were the budget.
+    pub latency: Option<Latency>,
     /// What the outputs of each attention and MLP lost.
     pub errors: Vec<LayerError>,
     /// What was left of each module.
     pub modules: Vec<Width>,
     /// Rounds of the search.
     pub rounds: Vec<Round>,
+    /// Wall time of this run by phase: `forward` of the windows through the model, `moments` of inputs, `solve`, `advance`
+    /// of the states through what was pruned, `teacher`, `search`.
+    pub seconds: BTreeMap<&'static str, f64>,
 }
 
 /// What is left of an attention or an MLP.
@@ -66,38 +71,6 @@ pub struct Width {
     pub units: usize,
     /// Those that are left.
     pub kept: Vec<usize>,
-}
-
-/// A round of a search.
-#[derive(Clone, Debug, Serialize)]
-pub struct Round {
-    /// Bytes of its supernet.
-    pub supernet_bytes: u64,
-    /// The divergence of the best at the end of each generation, in nats a token, each on windows of its own.
-    pub history: Vec<f64>,
-}
-
-/// What a run tells while it goes on.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A part of the work.
-    Progress(Progress),
-    /// A supernet is about to take so many bytes.
-    Supernet {
-        /// The round, from 1.
-        round: usize,
-        /// Bytes on disk.
-        bytes: u64,
-    },
-    /// A generation begins, or the last is done.
-    Generation {
-        /// The round, from 1, and of how many.
-        round: [usize; 2],
-        /// Generations that are done, and of how many.
-        generation: [usize; 2],
-        /// The divergence of the best so far.
-        best: Option<f64>,
-    },
 }
 
 impl Structured {
@@ -118,9 +91,17 @@ impl Structured {
         if !(0.0..1.0).contains(&self.sparsity) {
             return Err(Error::Sparsity(self.sparsity));
         }
+        if self.latency.is_some() && !self.spread.is_even() {
+            return Err(Error::Recipe(
+                "a budget of milliseconds goes with a search or with even widths".into(),
+            ));
+        }
         let (calibration, origin) = (&self.calibration, origin.to_owned());
         let net = Net::new(model, self.heads, calibration, tokens, origin)?;
-        let budget = Budget::new(&net, self.sparsity);
+        let budget = match &self.latency {
+            Some(latency) => Budget::of_latency(&net, latency)?,
+            None => Budget::new(&net, self.sparsity),
+        };
         let mut rounds = Vec::new();
         let counts = match (&self.search, self.widths.is_empty()) {
             (_, false) => self.given(&net)?,
@@ -134,10 +115,26 @@ impl Structured {
                 self.find(search, &net, &budget, tokens, work, &mut rounds, tell)?
             }
         };
+        if !net.attends(|m| counts[m]) {
+            return Err(Error::Channels(
+                "no attention is left: a model without one is no decoder".into(),
+            ));
+        }
         let exact = !self.widths.is_empty() || !self.spread.is_even();
         let (counts, rungs) = self.apply(&net, &budget, counts, exact, tell)?;
         let rungs: Vec<Rung> = rungs.into_iter().flatten().collect();
         let small = net.compact(model, rungs.iter().enumerate())?;
+        let all = net.modules.iter().map(|m| m.parameters()).sum();
+        let left = net.parameters(rungs.iter());
+        let latency = self.latency.as_ref().map(|l| Latency {
+            of: l.of,
+            ms: [
+                budget.rest + budget.all,
+                budget.rest + budget.cost(&net, rungs.iter()),
+                budget.limit(),
+            ],
+            rest_ms: budget.rest,
+        });
         let masked = net.masked(&rungs)?;
         let name = |m: usize| net.modules[m].reader.clone();
         let widths = (counts.iter().enumerate())
@@ -148,11 +145,24 @@ impl Structured {
             model: small,
             masked,
             settings: Structured {
+                sparsity: match latency {
+                    Some(_) => 1.0 - left as f64 / all as f64,
+                    None => self.sparsity,
+                },
+                latency: None,
                 search: None,
                 widths,
                 ..self.clone()
             },
-            parameters: [budget.all, net.parameters(rungs.iter()), budget.target],
+            parameters: [
+                all,
+                left,
+                match latency {
+                    Some(_) => left,
+                    None => budget.target as usize,
+                },
+            ],
+            latency,
             errors: (each.clone())
                 .map(|(m, r)| LayerError {
                     weight: name(m),
@@ -169,6 +179,7 @@ impl Structured {
                 })
                 .collect(),
             rounds,
+            seconds: net.spent.all(),
         })
     }
 
@@ -216,12 +227,31 @@ impl Structured {
             let rungs = net.supernet(&ladders, &self.local, accumulation, None, &mut |p| {
                 tell(Event::Progress(p));
             })?;
-            let found = net.parameters(rungs.iter().map(|r| &r[0]));
+            let found = budget.cost(net, rungs.iter().map(|r| &r[0]));
             if exact || attempt == 2 || budget.is_near(found) {
                 return Ok((counts, rungs));
             }
             budget.adjust(net, &mut counts, found)?;
             attempt += 1;
+        }
+    }
+
+    /// What a search chooses from.
+    fn space<'a>(&self, net: &'a Net<'_>, budget: &Budget, supernet: &'a [Vec<Rung>]) -> Space<'a> {
+        let cost = |(m, rungs): (usize, &Vec<Rung>)| {
+            rungs.iter().map(|r| budget.of(net, m, &r.kept)).collect()
+        };
+        let size = |rungs: &Vec<Rung>| rungs.iter().map(|r| r.kept.len()).collect();
+        Space {
+            costs: supernet.iter().enumerate().map(cost).collect(),
+            sizes: supernet.iter().map(size).collect(),
+            kinds: net.modules.iter().map(|m| m.kind as usize).collect(),
+            trades: true,
+            allowed: Box::new(|levels: &Levels| net.attends(|m| supernet[m][levels[m]].kept.len())),
+            apply: Box::new(|block, chosen| {
+                let rungs = chosen.iter().map(|&(m, l)| (m, &supernet[m][l]));
+                net.compact(block, rungs)
+            }),
         }
     }
 
@@ -237,40 +267,20 @@ impl Structured {
         rounds: &mut Vec<Round>,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Vec<usize>> {
-        let io = |source| Error::Io {
-            path: work.to_owned(),
-            action: "write",
-            source,
-        };
-        std::fs::create_dir_all(work).map_err(io)?;
         let run = self.hash()?;
-        let (mark, own) = (work.join("run.json"), digest(&(&run, &net.digest))?);
-        match std::fs::read_to_string(&mark) {
-            Ok(other) if other.trim_matches('"') != own => {
-                return Err(Error::Data {
-                    path: work.to_owned(),
-                    what: "holds a search of another model, text or setting; remove it, or name another output".into(),
-                });
-            }
-            Ok(_) => {}
-            Err(_) => write_json(&mark, &own)?,
-        }
+        claim(work, &digest(&(&run, &net.digest))?)?;
         let c = &self.calibration;
-        let drawn = windows(
-            &Calibration {
-                windows: c.windows + c.held_out + search.windows,
-                held_out: 0,
-                ..c.clone()
-            },
-            tokens,
-        )?;
-        let judge = Judge::new(
-            net,
-            &drawn[c.windows + c.held_out..],
-            search.top,
-            &work.join("teacher.safetensors"),
-            &mut |p| tell(Event::Progress(p)),
-        )?;
+        let teacher = Teacher {
+            model: net.model,
+            blocks: &net.blocks,
+            digest: &net.digest,
+        };
+        let drawn = own_windows(c, search.windows, tokens)?;
+        let path = work.join("teacher.safetensors");
+        let judge = net.spent.time("teacher", || {
+            let mut say = |p| tell(Event::Progress(p));
+            Judge::new(teacher, net.by_block(), &drawn, search.top, &path, &mut say)
+        })?;
         let mut counts = budget.uniform(net)?;
         for round in 0..search.rounds {
             let ladders = plan::ladders(net, &counts, search, round);
@@ -280,7 +290,11 @@ impl Structured {
                 bytes,
             });
             let folder = work.join(format!("round-{}", round + 1));
-            std::fs::create_dir_all(&folder).map_err(io)?;
+            std::fs::create_dir_all(&folder).map_err(|source| Error::Io {
+                path: folder.clone(),
+                action: "write",
+                source,
+            })?;
             let supernet = net.supernet(
                 &ladders,
                 &self.local,
@@ -291,16 +305,17 @@ impl Structured {
             let start: Levels = ladders.iter().map(|l| l.centre).collect();
             let start = budget.balance(net, &supernet, start);
             let rungs = supernet.iter().zip(&start);
-            let parameters = net.parameters(rungs.map(|(r, &l)| &r[l]));
+            let cost = budget.cost(net, rungs.map(|(r, &l)| &r[l]));
             let evolution = &search.evolution;
+            let space = self.space(net, budget, &supernet);
+            let searching = Instant::now();
             let found = Search {
-                net,
                 judge: &judge,
-                supernet: &supernet,
+                space: &space,
                 evolution,
                 seed: c.seed,
                 round: round + 1,
-                budget: budget.range(parameters),
+                budget: budget.range(cost),
                 state: work.join(format!("round-{}.json", round + 1)),
                 log: work.join("evaluations.jsonl"),
             }
@@ -315,6 +330,7 @@ impl Structured {
                     });
                 },
             )?;
+            net.spent.add("search", searching.elapsed().as_secs_f64());
             counts = (found.parent.iter().zip(&ladders))
                 .map(|(&l, ladder)| ladder.counts[l])
                 .collect();
@@ -322,44 +338,12 @@ impl Structured {
                 supernet_bytes: bytes,
                 history: found.history,
             });
+            drop(space);
             drop(supernet);
             if round > 0 {
-                files::remove(&work.join(format!("round-{round}")))?;
+                remove(&work.join(format!("round-{round}")))?;
             }
         }
         Ok(counts)
     }
-}
-
-/// Takes away what a finished search does not need any more; its log stays.
-///
-/// # Errors
-/// When the system refuses.
-pub fn tidy(work: &Path, rounds: usize) -> Result<()> {
-    for round in 1..=rounds {
-        files::remove(&work.join(format!("round-{round}")))?;
-    }
-    let teacher = work.join("teacher.safetensors");
-    match std::fs::remove_file(&teacher) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Io {
-            path: teacher,
-            action: "remove",
-            source,
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// The SHA-256 of a value's JSON.
-fn digest(value: &impl Serialize) -> Result<String> {
-    let text = serde_json::to_string(value).map_err(|e| Error::Recipe(e.to_string()))?;
-    let bytes = Sha256::digest(text.as_bytes());
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
-}
-
-/// Replaces a file of JSON.
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string(value).map_err(|e| Error::Recipe(e.to_string()))?;
-    let fill = |out: &mut dyn lacuna::model::file::Output| out.write_all(text.as_bytes());
-    Ok(lacuna::model::file::replace(path, fill, |_| Ok(()))?)
 }

@@ -105,6 +105,11 @@ impl Module {
         atoms.iter().flat_map(of).collect()
     }
 
+    /// The key head of a query head; of an MLP the neuron itself.
+    pub fn key_head(&self, unit: usize) -> usize {
+        unit / self.per_group.max(1)
+    }
+
     /// Parameters of all that can go.
     pub fn parameters(&self) -> usize {
         self.left(&(0..self.units).collect::<Vec<_>>())

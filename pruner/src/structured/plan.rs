@@ -1,9 +1,9 @@
 //! Widths and parameters: what is to be left, the same everywhere, and levels around it.
 
-use super::SearchSettings;
-use super::evaluate::Levels;
+use super::cost::{LatencyBudget, Limit, Meter};
 use super::modules::{Kind, Module};
 use super::supernet::{Ladder, Net, Rung};
+use crate::search::{Levels, SearchSettings};
 use crate::{Error, Result};
 
 /// The most that two results of the same sparsity differ by, as a share of the parameters of the model: half of it to
@@ -13,14 +13,19 @@ const TOLERANCE: f64 = 0.005;
 /// Neurons go by so many at most where nothing else is said.
 const GRAIN: usize = 16;
 
-/// What is to be left of the parameters of all modules.
-#[derive(Clone, Copy, Debug)]
+/// What is to be left of the parameters of all modules, or of their milliseconds.
+#[derive(Clone, Debug)]
 pub(super) struct Budget {
-    /// Parameters of all modules.
-    pub all: usize,
-    /// Those that are to be left.
-    pub target: usize,
-    slack: usize,
+    /// What all modules take.
+    pub all: f64,
+    /// What is to be left of it.
+    pub target: f64,
+    /// What the rest of the model takes; of parameters nothing.
+    pub rest: f64,
+    slack: f64,
+    meter: Meter,
+    /// What the meter says times this.
+    scale: f64,
 }
 
 impl Budget {
@@ -28,21 +33,85 @@ impl Budget {
         let all: usize = net.modules.iter().map(Module::parameters).sum();
         let model: usize = net.model.weights().values().map(|w| w.numel()).sum();
         Budget {
-            all,
-            target: ((1.0 - sparsity) * all as f64).round() as usize,
-            slack: (TOLERANCE / 2.0 * model as f64) as usize,
+            all: all as f64,
+            target: ((1.0 - sparsity) * all as f64).round(),
+            rest: 0.0,
+            slack: (TOLERANCE / 2.0 * model as f64).floor(),
+            meter: Meter::Parameters,
+            scale: 1.0,
         }
     }
 
-    /// The fewest and the most parameters of candidates, where the first has `start`.
-    pub fn range(&self, start: usize) -> (usize, usize) {
-        let slack = self.slack.max(start.abs_diff(self.target));
-        (self.target.saturating_sub(slack), self.target + slack)
+    /// Of milliseconds. What is aimed at lies below the limit by the slack, so that candidates keep it.
+    ///
+    /// # Errors
+    /// When the limit is none, the table is not of the model, or the rest of the model takes as much.
+    pub fn of_latency(net: &Net<'_>, budget: &LatencyBudget) -> Result<Budget> {
+        let refuse = |what: String| Err(Error::Channels(what));
+        let Some(whole) = budget.table.whole(budget.of) else {
+            return refuse("the table of latencies is of no language model".into());
+        };
+        let limit = match budget.limit {
+            Limit::Milliseconds(ms) => ms,
+            Limit::Share(share) => share * whole,
+        };
+        if !(limit > 0.0 && limit < whole) {
+            return refuse(format!(
+                "{limit:.3} ms are asked for; the model takes {whole:.3} as it is"
+            ));
+        }
+        let mut found = Budget {
+            all: 0.0,
+            target: 0.0,
+            rest: 0.0,
+            slack: TOLERANCE / 2.0 * whole,
+            meter: Meter::new(net, budget)?,
+            scale: 1.0,
+        };
+        let full = |m: &Module| (0..m.units).collect::<Vec<_>>();
+        let each = net.modules.iter().enumerate();
+        found.all = each
+            .map(|(m, one)| found.meter.of(m, one, &full(one)))
+            .sum();
+        // Layers alone may take longer than where they stand.
+        found.scale = (whole / found.all.max(f64::MIN_POSITIVE)).min(1.0);
+        found.all *= found.scale;
+        found.rest = whole - found.all;
+        found.target = limit - found.rest - found.slack;
+        if found.target <= 0.0 {
+            return refuse(format!(
+                "{limit:.3} ms are asked for; {:.3} of {whole:.3} are in no attention and no MLP",
+                found.rest
+            ));
+        }
+        Ok(found)
     }
 
-    /// Whether so many are a fifth of the slack away at most.
-    pub fn is_near(&self, parameters: usize) -> bool {
-        parameters.abs_diff(self.target) <= self.slack / 5
+    /// The most that the whole model may take.
+    pub fn limit(&self) -> f64 {
+        self.rest + self.target + self.slack
+    }
+
+    /// What a module takes of the budget with these units left.
+    pub fn of(&self, net: &Net<'_>, m: usize, kept: &[usize]) -> f64 {
+        self.scale * self.meter.of(m, &net.modules[m], kept)
+    }
+
+    /// What modules with these rungs take.
+    pub fn cost<'r>(&self, net: &Net<'_>, rungs: impl Iterator<Item = &'r Rung>) -> f64 {
+        let each = rungs.enumerate();
+        each.map(|(m, r)| self.of(net, m, &r.kept)).sum()
+    }
+
+    /// The least and the most that candidates cost, where the first has `start`.
+    pub fn range(&self, start: f64) -> (f64, f64) {
+        let slack = self.slack.max((start - self.target).abs());
+        (self.target - slack, self.target + slack)
+    }
+
+    /// Whether it is a fifth of the slack away at most.
+    pub fn is_near(&self, found: f64) -> bool {
+        (found - self.target).abs() <= self.slack / 5.0
     }
 
     /// The same share of every attention's atoms, spread where it is no whole number, and of every MLP what is left over.
@@ -50,7 +119,7 @@ impl Budget {
     /// # Errors
     /// When the MLPs cannot make up for it.
     pub fn uniform(&self, net: &Net<'_>) -> Result<Vec<usize>> {
-        let keep = self.target as f64 / self.all.max(1) as f64;
+        let keep = self.target / self.all.max(f64::MIN_POSITIVE);
         let mut counts = vec![0; net.modules.len()];
         for kind in [Kind::Attention, Kind::Mlp] {
             let mut due = 0.5;
@@ -64,24 +133,34 @@ impl Budget {
                 }
             }
         }
-        let parameters = |counts: &[usize]| -> usize {
-            let pairs = net.modules.iter().zip(counts);
-            pairs.map(|(m, &c)| m.left(&spread(m, c))).sum()
-        };
-        let found = parameters(&counts);
+        if !net.attends(|m| counts[m]) {
+            let middle = net.modules.len() / 2;
+            let attention = |&m: &usize| net.modules[m].kind == Kind::Attention;
+            if let Some(m) = (middle..counts.len()).chain(0..middle).find(attention) {
+                counts[m] = net.modules[m].grain();
+            }
+        }
+        let found = self.at(net, &counts);
         self.adjust(net, &mut counts, found)?;
         Ok(counts)
     }
 
-    /// Changes neurons, by as many in every MLP as can be, where `found` parameters are not the target.
+    /// What so many atoms of each module take.
+    fn at(&self, net: &Net<'_>, counts: &[usize]) -> f64 {
+        let each = counts.iter().enumerate();
+        each.map(|(m, &c)| self.of(net, m, &spread(&net.modules[m], c)))
+            .sum()
+    }
+
+    /// Changes neurons, by as many in every MLP as can be, where `found` is not the target.
     ///
     /// # Errors
     /// When the MLPs cannot make up for it.
-    pub fn adjust(&self, net: &Net<'_>, counts: &mut [usize], found: usize) -> Result<()> {
+    pub fn adjust(&self, net: &Net<'_>, counts: &mut [usize], found: f64) -> Result<()> {
         let mlps: Vec<usize> = (0..counts.len())
             .filter(|&m| net.modules[m].kind == Kind::Mlp)
             .collect();
-        let mut off = found as f64 - self.target as f64;
+        let mut off = found - self.target;
         // Evenly spaced: those of a stride first, then those beside them.
         let order: Vec<usize> = (0..mlps.len())
             .map(|i| mlps[i * stride(mlps.len()) % mlps.len()])
@@ -91,7 +170,12 @@ impl Budget {
             for &m in &order {
                 let module = &net.modules[m];
                 let grain = grain(module);
-                let worth = (module.parameters() / module.units.max(1) * grain) as f64;
+                let (low, high) = match counts[m] >= grain {
+                    true => (counts[m] - grain, counts[m]),
+                    false => (counts[m], counts[m] + grain),
+                };
+                let of = |count: usize| self.of(net, m, &spread(module, count));
+                let worth = of(high) - of(low);
                 if off.abs() < worth / 2.0 {
                     return Ok(());
                 }
@@ -105,28 +189,31 @@ impl Budget {
                 break;
             }
         }
-        Err(self.refuse(found))
+        match off.abs() <= self.slack {
+            true if matches!(self.meter, Meter::Milliseconds(_)) => Ok(()),
+            _ => Err(self.refuse(found)),
+        }
     }
 
     /// Moves MLPs up or down by levels until `levels` are inside the range, or as near as levels come to it.
     pub fn balance(&self, net: &Net<'_>, supernet: &[Vec<Rung>], mut levels: Levels) -> Levels {
         let off = |l: &Levels| {
             let rungs = supernet.iter().zip(l).map(|(r, &l)| &r[l]);
-            net.parameters(rungs) as i64 - self.target as i64
+            self.cost(net, rungs) - self.target
         };
         let mlps: Vec<usize> = (0..levels.len())
             .filter(|&m| net.modules[m].kind == Kind::Mlp)
             .collect();
         for turn in 0..mlps.len() * 16 {
             let found = off(&levels);
-            if found.unsigned_abs() as usize <= self.slack {
+            if found.abs() <= self.slack {
                 break;
             }
             let m = mlps[turn * stride(mlps.len()) % mlps.len()];
             let mut other = levels.clone();
-            if found > 0 && levels[m] + 1 < supernet[m].len() {
+            if found > 0.0 && levels[m] + 1 < supernet[m].len() {
                 other[m] += 1;
-            } else if found < 0 && levels[m] > 0 {
+            } else if found < 0.0 && levels[m] > 0 {
                 other[m] -= 1;
             }
             if off(&other).abs() < found.abs() {
@@ -140,16 +227,20 @@ impl Budget {
     ///
     /// # Errors
     /// When it is.
-    pub fn near(&self, parameters: usize) -> Result<()> {
-        match parameters.abs_diff(self.target) <= self.slack {
+    pub fn near(&self, found: f64) -> Result<()> {
+        match (found - self.target).abs() <= self.slack {
             true => Ok(()),
-            false => Err(self.refuse(parameters)),
+            false => Err(self.refuse(found)),
         }
     }
 
-    fn refuse(&self, found: usize) -> Error {
+    fn refuse(&self, found: f64) -> Error {
+        let (what, places) = match self.meter {
+            Meter::Parameters => ("parameters", 0),
+            Meter::Milliseconds(_) => ("ms of attentions and MLPs", 3),
+        };
         Error::Channels(format!(
-            "{} of {} parameters are to be left; heads and neurons leave {found}",
+            "{:.places$} of {:.places$} {what} are to be left; heads and neurons leave {found:.places$}",
             self.target, self.all
         ))
     }

@@ -1,6 +1,7 @@
 //! What decides the result of a run, as TOML.
 
-use super::{Accumulation, Evolution, HeadMode, Local, Spread, digest};
+use super::{Accumulation, HeadMode, LatencyBudget, Local, Spread};
+use crate::search::{SearchSettings, digest};
 use crate::{Calibration, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -14,8 +15,11 @@ const SCHEMA: u32 = 1;
 pub struct Structured {
     /// The version of the format: 1.
     pub schema: u32,
-    /// The share of the parameters of all attentions and MLPs that goes, in `[0, 1)`.
+    /// The share of the parameters of all attentions and MLPs that goes, in `[0, 1)`. With `latency` it decides nothing.
     pub sparsity: f64,
+    /// The milliseconds of the model, in the place of the sparsity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<LatencyBudget>,
     /// Which heads go together.
     #[serde(default)]
     pub heads: HeadMode,
@@ -37,91 +41,6 @@ pub struct Structured {
     /// or by `spread` where there are none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub widths: BTreeMap<String, usize>,
-}
-
-/// How widths are looked for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SearchSettings {
-    /// Rounds, each with half the interval of the one before, around what that found.
-    pub rounds: usize,
-    /// The first interval between levels, as a share of a module.
-    pub interval: f64,
-    /// The most levels on each side of the middle.
-    pub levels: usize,
-    /// Windows of the text, others than those that the model is pruned on.
-    pub windows: usize,
-    /// The likeliest tokens of a position that answers are compared on.
-    pub top: usize,
-    /// How a round is searched.
-    #[serde(flatten)]
-    pub evolution: Evolution,
-}
-
-/// Tokens on which candidates are compared, and how many go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Stage {
-    /// Tokens, in whole windows.
-    pub tokens: usize,
-    /// Candidates that go on.
-    pub keep: usize,
-}
-
-impl SearchSettings {
-    /// What takes a model of 135 million parameters within an hour on two cores.
-    pub fn hour() -> SearchSettings {
-        let stage = |tokens, keep| Stage { tokens, keep };
-        SearchSettings {
-            rounds: 2,
-            interval: 0.125,
-            levels: 4,
-            windows: 32,
-            top: 256,
-            evolution: Evolution {
-                generations: 16,
-                offspring: 24,
-                swaps: 4,
-                surrogate: true,
-                stages: vec![stage(1024, 6), stage(4096, 2), stage(12288, 1)],
-            },
-        }
-    }
-
-    /// What shows that everything works.
-    pub fn quick() -> SearchSettings {
-        let stage = |tokens, keep| Stage { tokens, keep };
-        SearchSettings {
-            rounds: 1,
-            windows: 8,
-            evolution: Evolution {
-                generations: 4,
-                offspring: 8,
-                swaps: 4,
-                surrogate: true,
-                stages: vec![stage(512, 3), stage(2048, 1)],
-            },
-            ..SearchSettings::hour()
-        }
-    }
-
-    pub(super) fn check(&self) -> Result<()> {
-        let refuse = |what: String| Err(Error::Recipe(format!("search: {what}")));
-        let e = &self.evolution;
-        if self.rounds == 0 || e.offspring == 0 || self.levels == 0 || self.top == 0 {
-            return refuse("rounds, offspring, levels and top are 1 at least".into());
-        }
-        if !(self.interval > 0.0 && self.interval < 1.0) {
-            return refuse(format!(
-                "interval {}: give a share of a module",
-                self.interval
-            ));
-        }
-        if e.stages.is_empty() || self.windows == 0 {
-            return refuse("give a stage and a window at least".into());
-        }
-        Ok(())
-    }
 }
 
 impl Structured {

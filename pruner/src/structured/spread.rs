@@ -55,12 +55,16 @@ pub(super) fn ranked(net: &Net<'_>, budget: &Budget) -> Result<Vec<usize>> {
         .map(|m| vec![true; m.atoms()])
         .collect();
     let mut gone = vec![0; net.modules.len()];
-    let mut left = budget.all;
+    let count = |k: &[bool]| k.iter().filter(|k| **k).count();
+    let (mut left, target) = (budget.all as usize, budget.target as usize);
     for Bunch { module, .. } in bunches {
         let m = &net.modules[module];
         let atoms = &goes[module][gone[module]];
-        let stays = kept[module].iter().filter(|k| **k).count();
-        if stays < atoms.len() + least(m) || (stays == atoms.len() && last(net, module, &kept)) {
+        let stays = count(&kept[module]);
+        if stays < atoms.len() + least(m)
+            || (stays == atoms.len()
+                && !net.attends(|m| if m == module { 0 } else { count(&kept[m]) }))
+        {
             continue;
         }
         let parameters = |kept: &[bool]| -> usize {
@@ -79,21 +83,13 @@ pub(super) fn ranked(net: &Net<'_>, budget: &Budget) -> Result<Vec<usize>> {
         };
         let next = left - (before - after);
         // The one that crosses the target goes where that is nearer.
-        if next.abs_diff(budget.target) > left.abs_diff(budget.target) {
+        if next.abs_diff(target) > left.abs_diff(target) {
             break;
         }
         (kept[module], left) = (other, next);
         gone[module] += 1;
     }
-    let count = |k: &Vec<bool>| k.iter().filter(|k| **k).count();
-    Ok(kept.iter().map(count).collect())
-}
-
-/// Whether no other attention is left: a model without one is no decoder.
-fn last(net: &Net<'_>, module: usize, kept: &[Vec<bool>]) -> bool {
-    let attends = |m: usize| net.modules[m].kind == Kind::Attention;
-    let left = |m: usize| m != module && attends(m) && kept[m].contains(&true);
-    attends(module) && !(0..kept.len()).any(left)
+    Ok(kept.iter().map(|k| count(k)).collect())
 }
 
 /// The rank of each atom: the mean over its channels of their standardised fluctuation.
@@ -153,17 +149,18 @@ pub(super) fn blocks(net: &Net<'_>, budget: &Budget) -> Result<Vec<usize>> {
         .collect();
     order.sort_by(|&a, &b| influence[a].total_cmp(&influence[b]).then(a.cmp(&b)));
     let mut counts: Vec<usize> = net.modules.iter().map(Module::atoms).collect();
-    let mut left = budget.all;
+    let (mut left, target) = (budget.all as usize, budget.target as usize);
     for block in order {
         let members = &members[block];
         // The nearest of nothing, one of its modules, and all of it.
         let mut ways: Vec<Vec<usize>> = vec![Vec::new()];
         ways.extend(members.iter().map(|&m| vec![m]));
         ways.push(members.clone());
+        ways.retain(|w| net.attends(|m| if w.contains(&m) { 0 } else { counts[m] }));
         let size =
             |way: &Vec<usize>| -> usize { way.iter().map(|&m| net.modules[m].parameters()).sum() };
-        let off = |way: &Vec<usize>| (left - size(way)).abs_diff(budget.target);
-        let way = match left - size(members) >= budget.target {
+        let off = |way: &Vec<usize>| (left - size(way)).abs_diff(target);
+        let way = match left - size(members) >= target && ways.contains(members) {
             true => members.clone(),
             false => ways.into_iter().min_by_key(off).unwrap_or_default(),
         };
@@ -173,7 +170,7 @@ pub(super) fn blocks(net: &Net<'_>, budget: &Budget) -> Result<Vec<usize>> {
             break;
         }
     }
-    budget.near(left)?;
+    budget.near(left as f64)?;
     Ok(counts)
 }
 

@@ -7,11 +7,13 @@ use super::loss::{Lost, image};
 use super::modules::{HeadMode, Kind, Module, modules};
 use crate::calibration::{Blocks, Calibration, Gram, Moments, States, Taps, windows};
 use crate::matrix::Matrix;
+use crate::spent::Spent;
 use crate::{Error, Layer, Prefix, Progress, Result, layer};
 use lacuna::{Model, Weight};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::time::Instant;
 
 /// What the blocks behind a block that has several levels are calibrated on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,8 @@ pub(crate) struct Net<'m> {
     settings: Calibration,
     /// What the model and its text are known by.
     pub digest: String,
+    /// Wall time so far.
+    pub spent: Spent,
 }
 
 /// What a run of the model as it was shows of a block.
@@ -115,6 +119,7 @@ impl<'m> Net<'m> {
             windows,
             settings: settings.clone(),
             digest,
+            spent: Spent::default(),
         })
     }
 
@@ -170,6 +175,17 @@ impl<'m> Net<'m> {
         pairs.map(|(m, r)| m.left(&r.kept)).sum()
     }
 
+    /// Whether heads are left in some attention where modules have so many units: a model without is no decoder.
+    pub fn attends(&self, left: impl Fn(usize) -> usize) -> bool {
+        let attention =
+            |n: &&lacuna::model::Node| matches!(n.op, lacuna::model::Op::Attention { .. });
+        let all = self.model.graph().nodes.iter().filter(attention).count();
+        let own: Vec<usize> = (0..self.modules.len())
+            .filter(|&m| self.modules[m].kind == Kind::Attention)
+            .collect();
+        all > own.len() || own.into_iter().any(|m| left(m) > 0)
+    }
+
     /// Bytes that a supernet takes on disk.
     pub fn bytes(&self, ladders: &[Ladder]) -> u64 {
         let one = |(i, l): (usize, &Ladder)| -> u64 {
@@ -193,7 +209,8 @@ impl<'m> Net<'m> {
         folder: Option<&Path>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Vec<Rung>>> {
-        let digest = super::digest(&(&self.digest, ladders, local, accumulation, &self.settings))?;
+        let digest =
+            crate::search::digest(&(&self.digest, ladders, local, accumulation, &self.settings))?;
         let mut states = self.states()?;
         let mut pruned = self.model.clone();
         let mut all: Vec<Vec<Rung>> = vec![Vec::new(); self.modules.len()];
@@ -213,6 +230,9 @@ impl<'m> Net<'m> {
                 None => {
                     let source = if dense { self.model } else { &pruned };
                     let taps = states.collect(block, source, true, dense)?;
+                    self.spent.add("forward", taps.seconds[0]);
+                    self.spent.add("moments", taps.seconds[1]);
+                    let solving = Instant::now();
                     let made: Vec<Vec<Rung>> = (members.par_iter())
                         .map(|&(m, input)| {
                             self.prune(
@@ -225,6 +245,7 @@ impl<'m> Net<'m> {
                             )
                         })
                         .collect::<Result<_>>()?;
+                    self.spent.add("solve", solving.elapsed().as_secs_f64());
                     match &path {
                         Some(path) => store(path, &digest, made)?,
                         None => made,
@@ -238,7 +259,8 @@ impl<'m> Net<'m> {
                         pruned.set_weight(&self.modules[m].reader, weight)?;
                     }
                 }
-                states.advance(block, &pruned)?;
+                self.spent
+                    .time("advance", || states.advance(block, &pruned))?;
             }
             for (&(m, _), rungs) in members.iter().zip(rungs) {
                 all[m] = rungs;

@@ -16,6 +16,38 @@ pub struct LatencyTable {
     pub schema: u32,
     /// The layers.
     pub layers: Vec<MeasuredLayer>,
+    /// Of a language model: its attentions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attentions: Vec<MeasuredAttention>,
+    /// Of a language model: milliseconds of a generated token and of a prompt, all of the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole_ms: Option<[f64; 2]>,
+}
+
+/// What is timed of a language model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reading {
+    /// A generated token.
+    #[default]
+    Token,
+    /// A prompt of as many tokens as the table was made with.
+    Prompt,
+}
+
+/// An attention at several numbers of heads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MeasuredAttention {
+    /// The node's name.
+    pub node: String,
+    /// Key heads, ascending.
+    pub keys: Vec<usize>,
+    /// Query heads of a key head, ascending.
+    pub queries: Vec<usize>,
+    /// Milliseconds of a token: for each number of key heads one for each number of query heads.
+    pub ms: Vec<Vec<f64>>,
+    /// The same of a prompt.
+    pub prompt_ms: Vec<Vec<f64>>,
 }
 
 /// A layer at several widths.
@@ -29,6 +61,9 @@ pub struct MeasuredLayer {
     pub second: Vec<usize>,
     /// Milliseconds: for each size of the first axis one for each size of the second.
     pub ms: Vec<Vec<f64>>,
+    /// Of a language model, where `ms` are those of a token: the same of a prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompt_ms: Vec<Vec<f64>>,
 }
 
 impl LatencyTable {
@@ -55,11 +90,28 @@ impl LatencyTable {
                 .check()
                 .map_err(|what| refuse(format!("layer `{}`: {what}", layer.weight)))?;
         }
+        for one in &table.attentions {
+            let both = [Reading::Token, Reading::Prompt].map(|of| one.with(of).check());
+            if let Some(what) = both.into_iter().find_map(Result::err) {
+                return Err(refuse(format!("attention `{}`: {what}", one.node)));
+            }
+        }
+        if let Some(ms) = (table.whole_ms.iter().flatten()).find(|ms| !is_time(**ms)) {
+            return Err(refuse(format!("all of the model: {ms} milliseconds")));
+        }
         Ok(table)
     }
 
+    /// Milliseconds of the whole model.
+    pub(crate) fn whole(&self, of: Reading) -> Option<f64> {
+        self.whole_ms.map(|[token, prompt]| match of {
+            Reading::Token => token,
+            Reading::Prompt => prompt,
+        })
+    }
+
     /// The layers of `model`.
-    pub(super) fn meter(&self, model: &Model, meter: &Meter) -> Result<LatencyMeter> {
+    pub(crate) fn meter(&self, model: &Model, meter: &Meter) -> Result<LatencyMeter> {
         let mut layers = Vec::new();
         for (name, _) in model.prunable() {
             let Some(layer) = self.layers.iter().find(|l| l.weight == name) else {
@@ -73,30 +125,79 @@ impl LatencyTable {
     }
 }
 
+fn is_time(ms: f64) -> bool {
+    ms.is_finite() && ms >= 0.0
+}
+
+impl MeasuredAttention {
+    /// As a layer of these two axes.
+    fn with(&self, of: Reading) -> MeasuredLayer {
+        MeasuredLayer {
+            weight: self.node.clone(),
+            first: self.keys.clone(),
+            second: self.queries.clone(),
+            ms: match of {
+                Reading::Token => self.ms.clone(),
+                Reading::Prompt => self.prompt_ms.clone(),
+            },
+            prompt_ms: Vec::new(),
+        }
+    }
+
+    /// Milliseconds by key heads and query heads of each, none below those of fewer.
+    pub(crate) fn reading(&self, of: Reading) -> Option<MeasuredLayer> {
+        self.with(of).ascending()
+    }
+}
+
 impl MeasuredLayer {
+    /// The milliseconds that are asked for, none below those of smaller sizes.
+    pub(crate) fn reading(&self, of: Reading) -> Option<MeasuredLayer> {
+        let ms = match of {
+            Reading::Token => &self.ms,
+            Reading::Prompt => &self.prompt_ms,
+        };
+        let layer = MeasuredLayer {
+            ms: ms.clone(),
+            prompt_ms: Vec::new(),
+            ..self.clone()
+        };
+        layer.ascending()
+    }
+
+    fn ascending(mut self) -> Option<MeasuredLayer> {
+        for i in 0..self.ms.len() {
+            for j in 0..self.ms[i].len() {
+                let up = i.checked_sub(1).map(|i| self.ms[i][j]);
+                let left = j.checked_sub(1).map(|j| self.ms[i][j]);
+                let least = up.into_iter().chain(left).fold(0.0, f64::max);
+                self.ms[i][j] = self.ms[i][j].max(least);
+            }
+        }
+        (!self.ms.is_empty()).then_some(self)
+    }
+
     fn check(&self) -> Result<(), String> {
         for sizes in [&self.first, &self.second] {
             if sizes.is_empty() || !sizes.is_sorted_by(|a, b| a < b) || sizes[0] == 0 {
                 return Err(format!("sizes {sizes:?} do not ascend from 1"));
             }
         }
-        let rows = self.ms.iter().map(Vec::len);
-        if self.ms.len() != self.first.len() || rows.clone().any(|n| n != self.second.len()) {
+        let whole = |ms: &[Vec<f64>]| {
+            ms.len() == self.first.len() && ms.iter().all(|row| row.len() == self.second.len())
+        };
+        if !whole(&self.ms) || !(self.prompt_ms.is_empty() || whole(&self.prompt_ms)) {
             return Err("a time is missing, or one too many".into());
         }
-        match self
-            .ms
-            .iter()
-            .flatten()
-            .find(|ms| !(ms.is_finite() && **ms >= 0.0))
-        {
+        let mut all = self.ms.iter().chain(&self.prompt_ms).flatten();
+        match all.find(|ms| !is_time(**ms)) {
             Some(ms) => Err(format!("{ms} milliseconds")),
             None => Ok(()),
         }
     }
 
     /// Milliseconds at a width, between the four measured around it; beyond the measured as at its edge.
-    pub(super) fn at(&self, first: usize, second: usize) -> f64 {
+    pub(crate) fn at(&self, first: usize, second: usize) -> f64 {
         let (i, j) = (place(&self.first, first), place(&self.second, second));
         let row = |i: usize| {
             let row = &self.ms[i];
@@ -122,7 +223,7 @@ fn place(sizes: &[usize], size: usize) -> (usize, usize, f64) {
 }
 
 /// Milliseconds of a model by the shapes of its weights.
-pub(super) struct LatencyMeter {
+pub(crate) struct LatencyMeter {
     /// Where the meter has the weight, and its times.
     layers: Vec<(usize, MeasuredLayer)>,
 }
@@ -148,6 +249,7 @@ mod tests {
             first: vec![4, 8],
             second: vec![1, 3, 9],
             ms: vec![vec![1.0, 2.0, 5.0], vec![2.0, 4.0, 10.0]],
+            prompt_ms: Vec::new(),
         };
         layer.check().unwrap();
         assert_eq!(layer.at(4, 3), 2.0);
@@ -157,12 +259,27 @@ mod tests {
     }
 
     #[test]
+    fn readings_do_not_fall_with_size() {
+        let layer = MeasuredLayer {
+            weight: "w".into(),
+            first: vec![1, 2],
+            second: vec![1, 2],
+            ms: vec![vec![3.0, 2.0], vec![1.0, 4.0]],
+            prompt_ms: Vec::new(),
+        };
+        let found = layer.reading(Reading::Token).unwrap().ms;
+        assert_eq!(found, [[3.0, 3.0], [3.0, 4.0]]);
+        assert!(layer.reading(Reading::Prompt).is_none());
+    }
+
+    #[test]
     fn tables_that_are_none_are_refused() {
         let layer = |first: Vec<usize>, ms: Vec<Vec<f64>>| MeasuredLayer {
             weight: "w".into(),
             first,
             second: vec![1],
             ms,
+            prompt_ms: Vec::new(),
         };
         for bad in [
             layer(vec![2, 2], vec![vec![1.0], vec![1.0]]),

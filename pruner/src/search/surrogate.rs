@@ -1,8 +1,8 @@
 //! What a change of levels does, learnt from the evaluations so far.
 
-use super::evaluate::Levels;
-use super::local::solve;
+use super::Levels;
 use crate::matrix::Matrix;
+use crate::structured::solve;
 use std::collections::BTreeMap;
 
 /// An evaluation.

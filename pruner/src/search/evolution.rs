@@ -1,38 +1,23 @@
 //! Evolution over levels: budget-preserving swaps, more tokens for fewer candidates, the parent never lost.
 
-use super::Stage;
-use super::evaluate::{Judge, Levels};
-use super::modules::Kind;
-use super::supernet::{Net, Rung};
 use super::surrogate::{Sample, Surrogate};
+use super::{Evolution, Judge, Levels, Space};
 use crate::random::Random;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::Write;
 use std::path::PathBuf;
-
-/// How a generation is made.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Evolution {
-    /// Generations of a round.
-    pub generations: usize,
-    /// Candidates of a generation.
-    pub offspring: usize,
-    /// Swaps of a candidate: the smaller of two numbers drawn from 1 to here.
-    pub swaps: usize,
-    /// Whether a model of the modules' errors, fitted to all evaluations of the round, picks three candidates of four. The
-    /// first generation then also measures every module a level up and a level down.
-    #[serde(default)]
-    pub surrogate: bool,
-    /// Tokens on which candidates are compared, and how many go on.
-    pub stages: Vec<Stage>,
-}
 
 /// With a surrogate: how many candidates are drawn for each that is taken, and of how many times the swaps.
 const DRAWN: usize = 50;
 const WIDER: usize = 3;
+
+/// How far the first generation moves all parts of a kind at once, in levels.
+const SHIFTS: [isize; 4] = [-2, -1, 1, 2];
+
+/// The most parts that lose a level in one trade.
+const TRADED: usize = 3;
 
 /// Where a search is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,33 +37,28 @@ struct Row {
     generation: usize,
     stage: usize,
     tokens: usize,
-    parameters: usize,
+    /// What it takes of the budget.
+    cost: f64,
     divergence: f64,
     levels: Levels,
 }
 
 /// A search over one supernet.
-pub(crate) struct Search<'a, 'n, 'm> {
-    pub net: &'n Net<'m>,
-    pub judge: &'a Judge<'n, 'm>,
-    pub supernet: &'a [Vec<Rung>],
+pub(crate) struct Search<'a> {
+    pub judge: &'a Judge<'a>,
+    pub space: &'a Space<'a>,
     pub evolution: &'a Evolution,
     pub seed: u64,
     pub round: usize,
-    /// The fewest and the most parameters of the modules.
-    pub budget: (usize, usize),
+    /// The least and the most that candidates cost.
+    pub budget: (f64, f64),
     /// Where the state is kept.
     pub state: PathBuf,
     /// Where evaluations go, as JSON lines.
     pub log: PathBuf,
 }
 
-impl Search<'_, '_, '_> {
-    fn parameters(&self, levels: &Levels) -> usize {
-        let rungs = self.supernet.iter().zip(levels);
-        self.net.parameters(rungs.map(|(r, &l)| &r[l]))
-    }
-
+impl Search<'_> {
     /// The best levels from `start` on. `tell` gets the generations done, and the divergence of the parent.
     pub fn run(
         &self,
@@ -130,14 +110,14 @@ impl Search<'_, '_, '_> {
             random.shuffle(&mut order);
             order.truncate(stage.tokens.div_ceil(self.judge.window()).max(1));
             let candidates: Vec<&Levels> = pool.iter().collect();
-            let found = self.judge.divergences(self.supernet, &candidates, &order)?;
+            let found = self.judge.divergences(self.space, &candidates, &order)?;
             for (levels, &divergence) in pool.iter().zip(&found) {
                 let row = Row {
                     round: self.round,
                     generation: state.generation,
                     stage: at,
                     tokens: order.len() * self.judge.window(),
-                    parameters: self.parameters(levels),
+                    cost: self.space.cost(levels),
                     divergence,
                     levels: levels.clone(),
                 };
@@ -147,7 +127,10 @@ impl Search<'_, '_, '_> {
             let mut ranks: Vec<usize> = (0..count).collect();
             ranks.sort_by(|&a, &b| found[a].total_cmp(&found[b]).then(a.cmp(&b)));
             ranks.truncate(if at == last { 1 } else { stage.keep.max(1) });
-            best.1 = found[ranks[0]];
+            // Where nothing fits beside the parent, it alone goes on.
+            if let Some(&first) = ranks.first() {
+                best.1 = found[first];
+            }
             pool = ranks.into_iter().map(|i| pool[i].clone()).collect();
         }
         best.0 = pool.swap_remove(0);
@@ -155,15 +138,15 @@ impl Search<'_, '_, '_> {
         Ok(best)
     }
 
-    /// Every module a level up and a level down, one at a time: outside the budget, to learn from.
+    /// Every part a level up and a level down, one at a time: outside the budget, to learn from.
     fn probes(&self, parent: &Levels) -> Vec<Levels> {
         let mut probes = Vec::new();
         for m in 0..parent.len() {
             for level in [parent[m].checked_sub(1), Some(parent[m] + 1)] {
-                if let Some(level) = level.filter(|l| *l < self.supernet[m].len()) {
+                if let Some(level) = level.filter(|l| *l < self.space.costs[m].len()) {
                     let mut levels = parent.clone();
                     levels[m] = level;
-                    probes.push(levels);
+                    probes.extend((self.space.allowed)(&levels).then_some(levels));
                 }
             }
         }
@@ -179,6 +162,9 @@ impl Search<'_, '_, '_> {
             false => None,
         };
         let mut made = Vec::new();
+        if state.generation == 0 && self.space.trades {
+            made.extend(self.splits(parent, &mut seen, random));
+        }
         if let Some(surrogate) = surrogate {
             let swaps = self.evolution.swaps * WIDER;
             let drawn = self.mutants(parent, swaps, all * DRAWN, &mut seen, random);
@@ -187,9 +173,61 @@ impl Search<'_, '_, '_> {
             ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
             made.extend(ranked.into_iter().map(|r| r.1).take(all * 3 / 4));
         }
-        let rest = all - made.len();
+        let rest = all.saturating_sub(made.len());
         made.extend(self.mutants(parent, self.evolution.swaps, rest, &mut seen, random));
         made
+    }
+
+    /// All parts of a kind some levels up or down, and the others, the emptiest or the fullest first, as far the other
+    /// way as keeps the budget: how much of each kind is best is no matter of a few trades.
+    fn splits(
+        &self,
+        parent: &Levels,
+        seen: &mut HashSet<Levels>,
+        random: &mut Random,
+    ) -> Vec<Levels> {
+        let kinds: BTreeSet<usize> = self.space.kinds.iter().copied().collect();
+        let last = |m: usize| self.space.costs[m].len() - 1;
+        let mut made = Vec::new();
+        for kind in kinds {
+            let (own, others): (Vec<usize>, Vec<usize>) =
+                (0..parent.len()).partition(|&m| self.space.kinds[m] == kind);
+            for shift in SHIFTS {
+                let mut levels = parent.clone();
+                for &m in &own {
+                    levels[m] = levels[m].saturating_add_signed(shift).min(last(m));
+                }
+                let mut order = others.clone();
+                random.shuffle(&mut order);
+                let steps: usize = others.iter().map(|&m| last(m)).sum();
+                for _ in 0..steps {
+                    let cost = self.space.cost(&levels);
+                    let next = match cost {
+                        _ if cost > self.budget.1 => {
+                            let down = order.iter().filter(|&&m| levels[m] < last(m));
+                            down.min_by_key(|&&m| levels[m]).map(|&m| (m, 1))
+                        }
+                        _ if cost < self.budget.0 => {
+                            let up = order.iter().filter(|&&m| levels[m] > 0);
+                            up.max_by_key(|&&m| levels[m]).map(|&m| (m, -1))
+                        }
+                        _ => None,
+                    };
+                    let Some((m, step)) = next else { break };
+                    levels[m] = levels[m].saturating_add_signed(step);
+                }
+                if self.fits(&levels) && seen.insert(levels.clone()) {
+                    made.push(levels);
+                }
+            }
+        }
+        made
+    }
+
+    /// Whether levels keep the budget and can be run.
+    fn fits(&self, levels: &Levels) -> bool {
+        let range = self.budget.0..=self.budget.1;
+        range.contains(&self.space.cost(levels)) && (self.space.allowed)(levels)
     }
 
     /// So many candidates at most, of so many swaps at most.
@@ -209,10 +247,12 @@ impl Search<'_, '_, '_> {
             let swaps = 1 + random.below(most).min(random.below(most));
             let mut levels = parent.clone();
             for _ in 0..swaps {
-                self.swap(&mut levels, random);
+                match self.space.trades && random.below(2) == 0 {
+                    true => self.trade(&mut levels, random),
+                    false => self.swap(&mut levels, random),
+                }
             }
-            let fits = (self.budget.0..=self.budget.1).contains(&self.parameters(&levels));
-            if fits && seen.insert(levels.clone()) {
+            if self.fits(&levels) && seen.insert(levels.clone()) {
                 made.push(levels);
             }
         }
@@ -236,28 +276,62 @@ impl Search<'_, '_, '_> {
             .collect()
     }
 
-    /// One module loses a level and another of its kind gains one of the same size.
+    /// Parts that can go a level down.
+    fn down(&self, levels: &Levels) -> Vec<usize> {
+        let all = 0..levels.len();
+        all.filter(|&m| levels[m] + 1 < self.space.costs[m].len())
+            .collect()
+    }
+
+    /// One part loses a level and another of its kind gains one of the same size.
     fn swap(&self, levels: &mut Levels, random: &mut Random) {
-        let size = |m: usize, l: usize| self.supernet[m][l].kept.len();
-        let all: Vec<usize> = (0..levels.len()).collect();
-        let down: Vec<usize> = (all.iter().copied())
-            .filter(|&m| levels[m] + 1 < self.supernet[m].len())
-            .collect();
+        let size = |m: usize, l: usize| self.space.sizes[m][l];
+        let kinds = &self.space.kinds;
+        let down = self.down(levels);
         if down.is_empty() {
             return;
         }
         let a = down[random.below(down.len())];
         let step = size(a, levels[a]) - size(a, levels[a] + 1);
-        let kind: Kind = self.net.modules[a].kind;
-        let up: Vec<usize> = (all.into_iter())
+        let up: Vec<usize> = (0..levels.len())
             .filter(|&m| {
-                let same = m != a && self.net.modules[m].kind == kind && levels[m] > 0;
+                let same = m != a && kinds[m] == kinds[a] && levels[m] > 0;
                 same && size(m, levels[m] - 1) - size(m, levels[m]) == step
             })
             .collect();
         if !up.is_empty() {
             levels[up[random.below(up.len())]] -= 1;
             levels[a] += 1;
+        }
+    }
+
+    /// Up to [`TRADED`] parts lose a level, and others gain some while the budget has room.
+    fn trade(&self, levels: &mut Levels, random: &mut Random) {
+        let mut touched = Vec::new();
+        for _ in 0..=random.below(TRADED) {
+            let mut down = self.down(levels);
+            down.retain(|m| !touched.contains(m));
+            if down.is_empty() {
+                break;
+            }
+            let a = down[random.below(down.len())];
+            levels[a] += 1;
+            touched.push(a);
+        }
+        let mut cost = self.space.cost(levels);
+        loop {
+            let gain = |m: usize, l: usize| self.space.costs[m][l - 1] - self.space.costs[m][l];
+            let up: Vec<usize> = (0..levels.len())
+                .filter(|m| levels[*m] > 0 && !touched.contains(m))
+                .filter(|&m| cost + gain(m, levels[m]) <= self.budget.1)
+                .collect();
+            if up.is_empty() {
+                break;
+            }
+            let b = up[random.below(up.len())];
+            cost += gain(b, levels[b]);
+            levels[b] -= 1;
+            touched.push(b);
         }
     }
 

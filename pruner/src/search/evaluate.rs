@@ -1,8 +1,8 @@
 //! How far candidates are from the model as it was: the divergence of their next-token distributions over the likeliest
 //! tokens of the model, on stored windows.
 
-use super::supernet::{Net, Rung};
-use crate::calibration::{Block, States};
+use super::{Levels, Space};
+use crate::calibration::{Block, Blocks, States};
 use crate::{Error, Progress, Result};
 use lacuna::model::file::{Tensors, replace};
 use lacuna::{Model, Session, SessionOptions, TensorView, TensorViewMut, Weight};
@@ -13,12 +13,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-/// The levels of all modules: indices of rungs.
-pub(crate) type Levels = Vec<usize>;
+/// The model as it was, in blocks.
+#[derive(Clone, Copy)]
+pub(crate) struct Teacher<'m> {
+    pub model: &'m Model,
+    pub blocks: &'m Blocks,
+    /// What the model and its text are known by.
+    pub digest: &'m str,
+}
 
 /// The model as it was on the windows of the search, and what candidates are run with.
-pub(crate) struct Judge<'n, 'm> {
-    net: &'n Net<'m>,
+pub(crate) struct Judge<'m> {
+    teacher: Teacher<'m>,
+    /// The parts of each block.
     by_block: Vec<Vec<usize>>,
     /// The output of the last block to what the output layer reads.
     tail: Block,
@@ -44,20 +51,26 @@ struct Class {
 
 const KEY: &str = "lacuna.teacher";
 
-impl<'n, 'm> Judge<'n, 'm> {
+impl<'m> Judge<'m> {
     /// Runs the model as it was on `windows`, or takes what an earlier run left in `path`.
     ///
     /// # Errors
     /// When the output of the model is no product of a weight with what its last block gives, or the file cannot be
     /// written.
     pub fn new(
-        net: &'n Net<'m>,
+        teacher: Teacher<'m>,
+        by_block: Vec<Vec<usize>>,
         windows: &[&[u32]],
         top: usize,
         path: &Path,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Judge<'n, 'm>> {
-        let graph = net.model.graph();
+    ) -> Result<Judge<'m>> {
+        let Teacher {
+            model,
+            blocks,
+            digest,
+        } = teacher;
+        let graph = model.graph();
         let refuse =
             |what: &str| Error::Calibration(format!("the output of `{}` {what}", graph.name));
         let output = graph
@@ -68,23 +81,23 @@ impl<'n, 'm> Judge<'n, 'm> {
         let node = graph.nodes.iter().find(|n| n.output == output);
         let node = node.ok_or_else(|| refuse("is computed by no node"))?;
         let head = match node.op {
-            lacuna::model::Op::MatMul { trans_b: true } => net.model.weights().get(&node.inputs[1]),
+            lacuna::model::Op::MatMul { trans_b: true } => model.weights().get(&node.inputs[1]),
             _ => None,
         };
         let head = head.ok_or_else(|| refuse("is no product of a weight [vocabulary, width]"))?;
-        let after = net.blocks.after.as_ref();
+        let after = blocks.after.as_ref();
         let tail = after
             .ok_or_else(|| refuse("is that of a block"))?
             .until(&node.inputs[0]);
-        let session = Session::new(&tail.model(net.model)?, SessionOptions::default())?;
+        let session = Session::new(&tail.model(model)?, SessionOptions::default())?;
         let round_inputs = lacuna::Isa::parse(session.isa())
             .is_ok_and(|i| i.multiplies(lacuna::DType::BF16, false));
-        let states = States::new(&net.blocks.before, net.model, windows, windows.len())?;
+        let states = States::new(&blocks.before, model, windows, windows.len())?;
         let states = states.into_windows().into_iter().map(Arc::new).collect();
         let table = head.to_f32().unwrap_or_default();
         let mut judge = Judge {
-            net,
-            by_block: net.by_block(),
+            teacher,
+            by_block,
             tail,
             head: head.clone(),
             table,
@@ -94,7 +107,7 @@ impl<'n, 'm> Judge<'n, 'm> {
             logs: Vec::new(),
             round_inputs,
         };
-        let digest = super::digest(&(&net.digest, windows, judge.top))?;
+        let digest = super::digest(&(digest, windows, judge.top))?;
         if !judge.load(path, &digest) {
             judge.teach(progress)?;
             judge.store(path, &digest)?;
@@ -109,12 +122,12 @@ impl<'n, 'm> Judge<'n, 'm> {
 
     /// Tokens of a window.
     pub fn window(&self) -> usize {
-        self.net.blocks.before.shape()[1]
+        self.teacher.blocks.before.shape()[1]
     }
 
     /// What the model as it was says at each position.
     fn teach(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<()> {
-        let blocks = &self.net.blocks.blocks;
+        let blocks = &self.teacher.blocks.blocks;
         let mut states = self.states.clone();
         let all = blocks.len() + 1;
         for (done, block) in blocks.iter().enumerate() {
@@ -123,10 +136,10 @@ impl<'n, 'm> Judge<'n, 'm> {
                 done,
                 all,
             });
-            let model = block.plain().model(self.net.model)?;
+            let model = block.plain().model(self.teacher.model)?;
             states = self.advance(&model, &states)?;
         }
-        let hidden = self.advance(&self.tail.model(self.net.model)?, &states)?;
+        let hidden = self.advance(&self.tail.model(self.teacher.model)?, &states)?;
         let (vocabulary, width) = (self.head.shape()[0], self.head.shape()[1]);
         let one = |hidden: &Arc<Vec<f32>>| -> (Vec<u32>, Vec<f32>) {
             let rows = hidden.len() / width;
@@ -265,7 +278,7 @@ impl<'n, 'm> Judge<'n, 'm> {
     /// When a state is not finite.
     pub fn divergences(
         &self,
-        supernet: &[Vec<Rung>],
+        space: &Space<'_>,
         candidates: &[&Levels],
         windows: &[usize],
     ) -> Result<Vec<f64>> {
@@ -274,10 +287,10 @@ impl<'n, 'm> Judge<'n, 'm> {
             members: (0..candidates.len()).collect(),
             states: start,
         }];
-        for (block, modules) in self.net.blocks.blocks.iter().zip(&self.by_block) {
-            let plain = block.plain().model(self.net.model)?;
+        for (block, parts) in self.teacher.blocks.blocks.iter().zip(&self.by_block) {
+            let plain = block.plain().model(self.teacher.model)?;
             let key =
-                |c: usize| -> Vec<usize> { modules.iter().map(|&m| candidates[c][m]).collect() };
+                |c: usize| -> Vec<usize> { parts.iter().map(|&m| candidates[c][m]).collect() };
             // Those of the same levels here go through one session, whatever came before.
             let mut alike: BTreeMap<Vec<usize>, Vec<(usize, Vec<usize>)>> = BTreeMap::new();
             for (at, class) in classes.iter().enumerate() {
@@ -289,17 +302,14 @@ impl<'n, 'm> Judge<'n, 'm> {
                     alike.entry(key).or_default().push((at, members));
                 }
             }
-            let one = |(key, parts): (Vec<usize>, Vec<(usize, Vec<usize>)>)| {
-                let rungs = modules
-                    .iter()
-                    .zip(&key)
-                    .map(|(&m, &l)| (m, &supernet[m][l]));
-                let model = self.net.compact(&plain, rungs)?;
-                let states: Vec<Arc<Vec<f32>>> = (parts.iter())
+            let one = |(key, alike): (Vec<usize>, Vec<(usize, Vec<usize>)>)| {
+                let chosen: Vec<_> = parts.iter().copied().zip(key).collect();
+                let model = (space.apply)(&plain, &chosen)?;
+                let states: Vec<Arc<Vec<f32>>> = (alike.iter())
                     .flat_map(|p| classes[p.0].states.iter().cloned())
                     .collect();
                 let states = self.advance(&model, &states)?;
-                let classes = parts.into_iter().zip(states.chunks(windows.len().max(1)));
+                let classes = alike.into_iter().zip(states.chunks(windows.len().max(1)));
                 Ok(classes
                     .map(|((_, members), states)| Class {
                         members,
@@ -311,7 +321,7 @@ impl<'n, 'm> Judge<'n, 'm> {
             let next: Vec<Vec<Class>> = alike.into_par_iter().map(one).collect::<Result<_>>()?;
             classes = next.into_iter().flatten().collect();
         }
-        let tail = self.tail.model(self.net.model)?;
+        let tail = self.tail.model(self.teacher.model)?;
         let mut found = vec![0.0; candidates.len()];
         for class in &classes {
             let hidden = self.advance(&tail, &class.states)?;
