@@ -136,7 +136,7 @@ fn exported_folders_are_read_as_the_model_that_they_are_of() {
         (&config["attention_bias"], &config["mlp_bias"]),
         (&json!(true), &json!(false))
     );
-    let file = Tensors::open(&dir.path().join("qwen2/model.safetensors")).unwrap();
+    let file = Tensors::open(dir.path().join("qwen2/model.safetensors")).unwrap();
     let bias = floats(
         &file
             .require("model.layers.0.self_attn.o_proj.bias")
