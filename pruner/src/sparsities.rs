@@ -273,7 +273,6 @@ impl<'m> Net<'m> {
                 })
                 .collect(),
             kinds: self.parts.iter().map(|p| usize::from(p.behind)).collect(),
-            trades: true,
             allowed: Box::new(|_| true),
             apply: Box::new(|block, chosen| {
                 let mut model = block.clone();

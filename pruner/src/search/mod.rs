@@ -6,46 +6,19 @@
 mod evaluate;
 mod evolution;
 mod settings;
+mod space;
 mod surrogate;
 
 pub(crate) use evaluate::{Judge, Teacher};
 pub(crate) use evolution::Search;
 pub use settings::{Evolution, SearchSettings, Stage};
+pub(crate) use space::{Levels, Space};
 
 use crate::calibration::{Calibration, windows};
 use crate::{Error, Progress, Result};
-use lacuna::Model;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
-
-/// The level of each part, 0 being the fullest.
-pub(crate) type Levels = Vec<usize>;
-
-/// Makes a block's model with some of the parts at these levels, as pairs of part and level.
-type Apply<'a> = dyn Fn(&Model, &[(usize, usize)]) -> Result<Model> + Sync + 'a;
-
-/// What a search chooses from.
-pub(crate) struct Space<'a> {
-    /// By part and level what it takes of the budget.
-    pub costs: Vec<Vec<f64>>,
-    /// By part and level its size: where a step of a part is as large as one of another of its kind, they may swap.
-    pub sizes: Vec<Vec<usize>>,
-    /// By part.
-    pub kinds: Vec<usize>,
-    /// Whether steps of different kinds may be traded too, as many for as many as keep the budget.
-    pub trades: bool,
-    /// Levels that can be run.
-    pub allowed: Box<dyn Fn(&Levels) -> bool + Sync + 'a>,
-    pub apply: Box<Apply<'a>>,
-}
-
-impl Space<'_> {
-    /// What levels take of the budget.
-    pub fn cost(&self, levels: &Levels) -> f64 {
-        self.costs.iter().zip(levels).map(|(c, &l)| c[l]).sum()
-    }
-}
 
 /// A round of a search.
 #[derive(Clone, Debug, Serialize)]

@@ -246,7 +246,6 @@ impl Structured {
             costs: supernet.iter().enumerate().map(cost).collect(),
             sizes: supernet.iter().map(size).collect(),
             kinds: net.modules.iter().map(|m| m.kind as usize).collect(),
-            trades: true,
             allowed: Box::new(|levels: &Levels| net.attends(|m| supernet[m][levels[m]].kept.len())),
             apply: Box::new(|block, chosen| {
                 let rungs = chosen.iter().map(|&(m, l)| (m, &supernet[m][l]));
