@@ -34,7 +34,7 @@ CHANNELS = {
     "group-norm": ["--criterion", "group-norm", "--scope", "global"],
 }
 BUDGETS = {"flops": ["--flops", "0.4"], "parameters": ["--parameters", "0.4"], "latency": ["--latency", "0.45"]}
-PAGCP = ["--allowance", "0.5", "--inflation", "6", "--rounds", "12"]
+PAGCP = ["--allowance", "0.5", "--inflation", "6", "--rounds", "20"]
 # Training images, epochs of the first network, of a round, and of all others in all; the learning rate afterwards.
 FULL = dict(limit=59000, first=10, round=1, total=12, lr=0.05)
 QUICK = dict(limit=20000, first=6, round=1, total=9, lr=0.05)
