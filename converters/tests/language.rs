@@ -147,7 +147,7 @@ fn biases_that_a_llama_has_and_the_model_has_not_are_exported_as_zeros() {
     std::fs::write(plain.join("config.json"), config.to_string()).unwrap();
     let model = open(&plain, &Options::default()).unwrap();
     export_hf(&model, &dir.path().join("qwen2")).unwrap();
-    let back = open(&dir.path().join("qwen2"), &Options::default()).unwrap();
+    let back = open(dir.path().join("qwen2"), &Options::default()).unwrap();
     let projections = model.weights().iter().filter(|w| w.0.contains("proj"));
     for (name, weight) in projections {
         assert_eq!(back.weights()[name].to_f32(), weight.to_f32(), "{name}");
