@@ -57,6 +57,8 @@ def queue():
     for share in ["0.5", "0.25", "0.375", "0.125"]:
         name = f"{100 * float(share):g}"
         runs += [run(f"{m}-{name}-structured", m, "--sparsity", share, windows=64) for m in STRUCTURED]
+        groups = ["--sparsity", share, "--head-mode", "kv-group"]
+        runs += [run(f"{m}-{name}-kv-group", m, *groups, windows=64) for m in ["tyr", "obs"]]
     ablations = [("no-accumulation", ["--accumulation", "none"]), ("median", ["--accumulation", "median"]), ("no-refit", ["--no-refit"])]
     runs += [run(f"tyr-50-{n}", "tyr", *half, *extra, windows=64) for n, extra in ablations]
     return runs
