@@ -1,0 +1,176 @@
+// Products of a matrix with 8 and more columns on tensor cores (compute capability 8.0 and later):
+// y[j][row] = sum of w[row][c] x[j][c], + bias[row], + residual[j][row]. x holds 16-bit elements in rows of `stride`,
+// a multiple of 64; those behind `cols` are 0. Sums and y are f32.
+//
+// A warp has 16 rows and, of each SPLIT groups of 64 columns, one; the warps that share rows add their sums at the
+// end. A lane is 4 g + t. Element e of its eight of a 16x16 tile is row g + 8 (e / 2 % 2), column 2 t + e % 2 + 8 (e / 4),
+// as mma takes them.
+#include "chunk.h"
+
+#define WARPS 8
+#define THREADS (WARPS * 32)
+
+// A chunk is 16 rows by 64 columns, four tiles: bit 8 s + e of a lane is its element e of tile s. Each lane expands
+// its own elements into words of shared memory that no other lane uses, each lane in a bank of its own.
+template <class T>
+struct Bitmask {
+  const u32* masks;
+  const u32* starts;
+  const u16* values;
+  u32* words;
+
+  DEVICE_MEMBER void fetch(size_t chunk, int lane) {
+    const u32 mask = load(masks + chunk * 32 + lane);
+    u32* const mine = words + lane;
+#pragma unroll
+    for (int i = 0; i < 16; i++) mine[i * 32] = 0;
+    each_stored(mask, values + load(starts + chunk), [&](u32 bit, u16 value) {
+      store_half((u16*)(mine + bit / 2 * 32) + bit % 2, value);
+    });
+  }
+  // Columns 32 HALF to 32 HALF + 31 of the chunk.
+  template <int HALF>
+  DEVICE_MEMBER void product(float (&c)[4], const u32 (&b)[4], int lane) {
+#pragma unroll
+    for (int s = 0; s < 2; s++) {
+      u32 a[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) a[i] = words[((2 * HALF + s) * 4 + i) * 32 + lane];
+      multiply(T(), c, a, b[2 * s], b[2 * s + 1]);
+    }
+  }
+};
+
+// A chunk is 16 rows by 64 columns, two tiles of 16x32, stored as 16x16 each: 16 bytes a lane and tile, its eight
+// elements as mma takes them. Of a row, a lane's stored columns 2 t, 2 t + 1 are two of the columns 4 t to 4 t + 3.
+// The places of tile h are with the lanes 2 h and 2 h + 1 of each four: of row g in the low half, of g + 8 in the
+// high half, 16 columns a lane.
+template <class T>
+struct TwoFour {
+  const uint4* values;
+  const u32* places;
+  uint4 a[2];
+  u32 where;
+
+  DEVICE_MEMBER void fetch(size_t chunk, int lane) {
+    a[0] = load(values + chunk * 64 + lane);
+    a[1] = load(values + chunk * 64 + 32 + lane);
+    where = load(places + chunk * 32 + lane);
+  }
+  template <int HALF>
+  DEVICE_MEMBER void product(float (&c)[4], const u32 (&b)[4], int) {
+    multiply_sparse<HALF>(T(), c, a[HALF], b, where);
+  }
+};
+
+// NT groups of eight columns; columns from blockIdx.y * 8 NT on.
+template <int NT, int SPLIT, class W>
+DEVICE void matrix(W w, float* sums, float* y, const u16* x, const float* bias, const float* residual, int rows,
+                   int cols, int stride, int n) {
+  const int BANDS = WARPS / SPLIT, WIDTH = SPLIT * 64, PITCH = WIDTH + 8;
+  __shared__ uint4 staged[8 * NT * PITCH / 8];
+  u16* const xs = (u16*)staged;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int part = warp % SPLIT, band = blockIdx.x * BANDS + warp / SPLIT;
+  const int chunks = (cols + 63) / 64, column = blockIdx.y * (8 * NT);
+  const bool busy = band * 16 < rows;
+  float c[NT][4];
+#pragma unroll
+  for (int j = 0; j < NT; j++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) c[j][i] = 0;
+
+  for (int at = 0; at < chunks; at += SPLIT) {
+    const int width = min(SPLIT, chunks - at) * 8;
+    __syncthreads();
+    for (int i = threadIdx.x; i < 8 * NT * (WIDTH / 8); i += THREADS) {
+      const int j = i / (WIDTH / 8), k = i % (WIDTH / 8);
+      const bool some = column + j < n && k < width;
+      const u16* const from = some ? x + size_t(column + j) * stride + at * 64 + k * 8 : x;
+      copy_async(xs + j * PITCH + k * 8, from, some);
+    }
+    const bool mine = busy && at + part < chunks;
+    if (mine) w.fetch(size_t(band) * chunks + at + part, lane);
+    copies_done();
+    __syncthreads();
+    if (!mine) continue;
+    const u16* const rows_of_x = xs + lane % 8 * PITCH + part * 64 + lane / 8 * 8;
+#pragma unroll
+    for (int j = 0; j < NT; j++) {
+      u32 b[4];
+      load_matrices(b, rows_of_x + j * 8 * PITCH);
+      w.template product<0>(c[j], b, lane);
+      load_matrices(b, rows_of_x + j * 8 * PITCH + 32);
+      w.template product<1>(c[j], b, lane);
+    }
+  }
+
+  if (SPLIT > 1) {
+    __syncthreads();
+    float* const theirs = sums + (warp / SPLIT * (SPLIT - 1) * NT * 4) * 32 + lane;
+    if (part > 0) {
+#pragma unroll
+      for (int j = 0; j < NT; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) theirs[(((part - 1) * NT + j) * 4 + i) * 32] = c[j][i];
+    }
+    __syncthreads();
+    if (part > 0) return;
+#pragma unroll
+    for (int p = 0; p < SPLIT - 1; p++)
+#pragma unroll
+      for (int j = 0; j < NT; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) c[j][i] += theirs[((p * NT + j) * 4 + i) * 32];
+  }
+  if (!busy) return;
+#pragma unroll
+  for (int j = 0; j < NT; j++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int row = band * 16 + lane / 4 + i / 2 * 8, col = column + j * 8 + lane % 4 * 2 + i % 2;
+      if (row >= rows || col >= n) continue;
+      const size_t to = size_t(col) * rows + row;
+      float v = c[j][i];
+      if (bias) v += bias[row];
+      if (residual) v += residual[to];
+      y[to] = v;
+    }
+}
+
+template <class T, int NT, int SPLIT>
+DEVICE void bitmask_matrix(float* y, const u32* masks, const u32* starts, const u16* values, const u16* x,
+                           const float* bias, const float* residual, int rows, int cols, int stride, int n) {
+  __shared__ u32 words[WARPS * 512];
+  Bitmask<T> w = {masks, starts, values, words + threadIdx.x / 32 * 512};
+  matrix<NT, SPLIT>(w, (float*)words, y, x, bias, residual, rows, cols, stride, n);
+}
+
+template <class T, int NT, int SPLIT>
+DEVICE void two_four_matrix(float* y, const uint4* values, const u32* places, const u16* x, const float* bias,
+                            const float* residual, int rows, int cols, int stride, int n) {
+  __shared__ float sums[(WARPS - WARPS / SPLIT) * NT * 128];
+  TwoFour<T> w = {values, places};
+  matrix<NT, SPLIT>(w, sums, y, x, bias, residual, rows, cols, stride, n);
+}
+
+#define MATRIX(NAME, T, NT, SPLIT, COLUMNS)                                                                       \
+  KERNEL NAME##_linear_bitmask_mma_##COLUMNS(float* y, const u32* masks, const u32* starts, const u16* values,    \
+                                             const u16* x, const float* bias, const float* residual, int rows,    \
+                                             int cols, int stride, int n) {                                       \
+    bitmask_matrix<T, NT, SPLIT>(y, masks, starts, values, x, bias, residual, rows, cols, stride, n);             \
+  }                                                                                                               \
+  KERNEL NAME##_linear_2to4_mma_##COLUMNS(float* y, const uint4* values, const u32* places, const u16* x,         \
+                                          const float* bias, const float* residual, int rows, int cols,           \
+                                          int stride, int n) {                                                    \
+    two_four_matrix<T, NT, SPLIT>(y, values, places, x, bias, residual, rows, cols, stride, n);                   \
+  }
+
+MATRIX(f16, F16, 1, 4, 8)
+MATRIX(f16, F16, 2, 4, 16)
+MATRIX(f16, F16, 4, 4, 32)
+MATRIX(f16, F16, 8, 2, 64)
+MATRIX(bf16, BF16, 1, 4, 8)
+MATRIX(bf16, BF16, 2, 4, 16)
+MATRIX(bf16, BF16, 4, 4, 32)
+MATRIX(bf16, BF16, 8, 2, 64)
