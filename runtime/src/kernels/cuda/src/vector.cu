@@ -100,7 +100,7 @@ DEVICE void dense_vector(float* y, const u16* w, const float* x, const float* bi
     if (row >= rows) continue;
     const u16* const mine = w + size_t(row) * stride + tile + lane * 8;
     const int left = stride - tile - lane * 8;
-#pragma unroll 4
+#pragma unroll(N < 4 ? 4 : 2)
     for (int at = 0; at < width; at += 256) {
       uint4 v = make_uint4(0, 0, 0, 0);
       if (at < left) v = load((const uint4*)(mine + at));
