@@ -32,6 +32,8 @@ pub use candle::nn;
 pub use error::{Error, Result};
 pub use kernels::cpu::product::Product;
 pub use kernels::cpu::{ISA_VARIABLE, Isa};
+#[cfg(feature = "cuda")]
+pub use kernels::cuda;
 pub use model::{Model, Weight};
 pub use plan::{Memory, Residency, StepInfo};
 pub use session::{

@@ -74,7 +74,7 @@ DEVICE void attention(float* partial, const float* q, const typename E::Type* ke
   const int TILE = 64;
   __shared__ float query[256], weights[TILE], room[4], sums[256];
   const int head = blockIdx.x, token = blockIdx.y, part = blockIdx.z, heads = gridDim.x, parts = gridDim.z;
-  const int all = int(*past) + token + 1, span = (all + parts - 1) / parts;
+  const int all = min(capacity, int(*past) + token + 1), span = (all + parts - 1) / parts;
   const int begin = part * span, end = min(all, begin + span);
   const size_t of_head = size_t(head / (heads / kv_heads)) * capacity * width;
   const size_t row = size_t(token) * heads + head;
