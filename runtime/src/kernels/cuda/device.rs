@@ -35,6 +35,7 @@ const SYMBOLS: &[&str] = &[
     "cuLaunchKernel",
     "cuMemAlloc_v2",
     "cuMemFree_v2",
+    "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemsetD8Async",
@@ -68,6 +69,21 @@ impl<T> Said<T> for std::result::Result<T, DriverError> {
         })
     }
 }
+
+/// Numbers that any bits are one of.
+///
+/// # Safety
+/// Every pattern of bits is a value, and there is no padding.
+pub unsafe trait Plain: Copy + 'static {}
+
+// SAFETY: as it says.
+unsafe impl Plain for u8 {}
+// SAFETY: as it says.
+unsafe impl Plain for u16 {}
+// SAFETY: as it says.
+unsafe impl Plain for u32 {}
+// SAFETY: as it says.
+unsafe impl Plain for f32 {}
 
 /// Opens the driver, once.
 fn driver() -> Result<()> {
@@ -308,7 +324,7 @@ impl Arena {
         Ok(Region { address, bytes })
     }
 
-    fn upload<T: Copy>(&mut self, stream: &Stream, data: &[T]) -> Result<Region> {
+    fn upload<T: Plain>(&mut self, stream: &Stream, data: &[T]) -> Result<Region> {
         let region = self.take(std::mem::size_of_val(data))?;
         stream.write(region, data)?;
         Ok(region)
@@ -379,6 +395,11 @@ impl Stream {
         })
     }
 
+    /// Makes its device the one of this thread.
+    pub(super) fn current(&self) -> Result<()> {
+        self.device.current()
+    }
+
     /// Waits until everything is done.
     ///
     /// # Errors
@@ -393,7 +414,7 @@ impl Stream {
     ///
     /// # Errors
     /// When the data do not fill the region exactly, or the driver refuses.
-    pub fn write<T: Copy>(&self, to: Region, data: &[T]) -> Result<()> {
+    pub fn write<T: Plain>(&self, to: Region, data: &[T]) -> Result<()> {
         exact("cuMemcpyHtoD", to, std::mem::size_of_val(data))?;
         if data.is_empty() {
             return Ok(());
@@ -408,16 +429,37 @@ impl Stream {
     ///
     /// # Errors
     /// When the region does not fill `data` exactly, or the driver refuses.
-    pub fn read(&self, from: Region, data: &mut [f32]) -> Result<()> {
+    pub fn read<T: Plain>(&self, from: Region, data: &mut [T]) -> Result<()> {
         exact("cuMemcpyDtoH", from, std::mem::size_of_val(data))?;
         if data.is_empty() {
             return Ok(());
         }
         self.device.current()?;
-        // SAFETY: the region is as long as the data, which live until the wait; any bits are an f32.
+        // SAFETY: the region is as long as the data, which live until the wait.
         unsafe { result::memcpy_dtoh_async(data, from.address, self.stream) }
             .said("cuMemcpyDtoH")?;
         self.wait()
+    }
+
+    /// Copies within the device.
+    ///
+    /// # Errors
+    /// When the regions are not of the same length, or the driver refuses.
+    ///
+    /// # Safety
+    /// As [`launch`](Stream::launch); and the regions do not overlap.
+    pub unsafe fn copy(&self, to: Region, from: Region) -> Result<()> {
+        exact("cuMemcpyDtoD", to, from.bytes)?;
+        self.device.current()?;
+        // SAFETY: as long as each other, and alive.
+        unsafe { result::memcpy_dtod_async(to.address, from.address, from.bytes, self.stream) }
+            .said("cuMemcpyDtoD")
+    }
+
+    /// What other libraries of CUDA call this stream.
+    #[doc(hidden)]
+    pub fn raw(&self) -> sys::CUstream {
+        self.stream
     }
 
     /// Sets every byte of a region.

@@ -10,8 +10,14 @@ pub enum Error {
     /// The driver is not installed.
     #[error("no CUDA device: the driver's library libcuda is not found")]
     NoDriver,
-    /// The driver is too old.
-    #[error("no CUDA device: the driver has no {symbol}; CUDA 11.4 or later is needed")]
+    /// A library beside the driver is not installed.
+    #[error("{library} is not found")]
+    NoLibrary {
+        /// Its name.
+        library: &'static str,
+    },
+    /// The driver, or a library beside it, is too old.
+    #[error("CUDA: {symbol} is not found; CUDA 11.4 or later is needed")]
     NoSymbol {
         /// What it lacks.
         symbol: &'static str,

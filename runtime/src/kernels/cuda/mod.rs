@@ -6,17 +6,19 @@
 //! [`pack`] lays weights out as kernels read them, [`launch`] turns sizes and regions of memory into a [`Launch`],
 //! checked; neither touches a device. `ptx.py` makes the PTX; `docs/cuda.md` has the layouts.
 
+#[cfg(test)]
+mod battery;
+mod blas;
 mod device;
 mod error;
-#[cfg(test)]
-mod host;
-#[cfg(test)]
-mod host_battery;
 pub mod launch;
+#[cfg(test)]
+mod machine;
 pub mod pack;
 mod table;
 
-pub use device::{Arena, Device, Event, Graph, Modules, Stream};
+pub use blas::Blas;
+pub use device::{Arena, Device, Event, Graph, Modules, Plain, Stream};
 pub use error::{Error, Result};
 pub use launch::{Argument, Launch, Region};
 pub use table::{KERNELS, Kernel, Parameter, Ptx, ptx_for};

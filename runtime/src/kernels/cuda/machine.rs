@@ -1,13 +1,13 @@
-//! The kernels on this machine: `src/host.cpp`, compiled by a C++ compiler and loaded. Regions end where a page that
-//! can't be touched begins.
+//! Where the battery runs: on this machine, by `src/host.cpp`, compiled by a C++ compiler and loaded, with regions that
+//! end where a page that can't be touched begins; or, where `LACUNA_CUDA_BATTERY` is `device`, on the first GPU.
 
-use super::device::pointer;
+use super::device::{Arena, Device, Modules, Plain, Stream, pointer};
 use super::launch::{Launch, Region};
 use super::table::KERNELS;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 type Run = unsafe extern "C" fn(*const c_char, *const u32, u32, *const *mut c_void) -> c_int;
 
@@ -52,8 +52,29 @@ fn library() -> Run {
     })
 }
 
+/// A GPU, if the battery is to run there.
+fn gpu() -> Option<&'static (Arc<Device>, Modules, Mutex<Stream>)> {
+    static GPU: OnceLock<Option<(Arc<Device>, Modules, Mutex<Stream>)>> = OnceLock::new();
+    let open = || {
+        let wanted = std::env::var("LACUNA_CUDA_BATTERY").is_ok_and(|v| v == "device");
+        wanted.then(|| {
+            let device = Device::open(0).unwrap_or_else(|e| panic!("{e}"));
+            let modules = Modules::load(&device).unwrap_or_else(|e| panic!("{e}"));
+            let stream = Stream::new(&device).unwrap_or_else(|e| panic!("{e}"));
+            (device, modules, Mutex::new(stream))
+        })
+    };
+    GPU.get_or_init(open).as_ref()
+}
+
 /// Runs a launch of regions that [`Memory`] made.
 pub(super) fn run(launch: &Launch) {
+    if let Some((_, modules, stream)) = gpu() {
+        let stream = stream.lock().unwrap_or_else(|e| e.into_inner());
+        // SAFETY: the regions live until the wait.
+        let done = unsafe { stream.launch(modules, launch) }.and_then(|()| stream.wait());
+        return done.unwrap_or_else(|e| panic!("{launch:?}: {e}"));
+    }
     static ONE: Mutex<()> = Mutex::new(());
     let kernel = KERNELS.iter().find(|k| k.name == launch.kernel);
     let kernel = kernel.unwrap_or_else(|| panic!("{} is not in the table", launch.kernel));
@@ -78,8 +99,63 @@ pub(super) fn run(launch: &Launch) {
     );
 }
 
-/// A region of this machine's memory, as near to its end as 16-byte alignment lets it be.
-pub(super) struct Memory {
+/// Memory of where the battery runs.
+pub(super) enum Memory {
+    Host(Guarded),
+    Device(Arena, Region),
+}
+
+impl Memory {
+    /// Bytes that are all ones: NaN as floats.
+    pub(super) fn new(bytes: usize) -> Memory {
+        Memory::of(&vec![0xffu8; bytes])
+    }
+
+    pub(super) fn of<T: Plain>(data: &[T]) -> Memory {
+        let bytes = std::mem::size_of_val(data);
+        let Some((device, _, stream)) = gpu() else {
+            let memory = Guarded::new(bytes);
+            // SAFETY: as many bytes.
+            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr().cast(), memory.at, bytes) };
+            return Memory::Host(memory);
+        };
+        let mut arena = Arena::new(device, bytes).unwrap_or_else(|e| panic!("{e}"));
+        let region = arena.take(bytes).unwrap_or_else(|e| panic!("{e}"));
+        let stream = stream.lock().unwrap_or_else(|e| e.into_inner());
+        stream.write(region, data).unwrap_or_else(|e| panic!("{e}"));
+        Memory::Device(arena, region)
+    }
+
+    pub(super) fn region(&self) -> Region {
+        match self {
+            Memory::Host(m) => Region {
+                address: m.at as u64,
+                bytes: m.bytes,
+            },
+            Memory::Device(_, region) => *region,
+        }
+    }
+
+    /// What is in it.
+    pub(super) fn read<T: Plain>(&self) -> Vec<T> {
+        let region = self.region();
+        let count = region.bytes / size_of::<T>();
+        if let Some((_, _, stream)) = gpu() {
+            // SAFETY: zeros are a number.
+            let mut data = vec![unsafe { std::mem::zeroed::<T>() }; count];
+            let stream = stream.lock().unwrap_or_else(|e| e.into_inner());
+            stream
+                .read(region, &mut data)
+                .unwrap_or_else(|e| panic!("{e}"));
+            return data;
+        }
+        // SAFETY: aligned to 16, within the region.
+        unsafe { std::slice::from_raw_parts(region.address as *const T, count).to_vec() }
+    }
+}
+
+/// A mapping, and in it a region as near to its end as 16-byte alignment lets it be; behind is a closed page.
+pub(super) struct Guarded {
     map: *mut c_void,
     mapped: usize,
     at: *mut u8,
@@ -88,9 +164,8 @@ pub(super) struct Memory {
 
 const PAGE: usize = 1 << 16;
 
-impl Memory {
-    /// Bytes that are all ones: NaN as floats.
-    pub(super) fn new(bytes: usize) -> Memory {
+impl Guarded {
+    fn new(bytes: usize) -> Guarded {
         let mapped = bytes.next_multiple_of(PAGE) + PAGE;
         // SAFETY: a new private mapping, whose last page is closed.
         unsafe {
@@ -98,40 +173,17 @@ impl Memory {
             assert!(map as isize != -1, "no memory");
             let end = map.cast::<u8>().add(mapped - PAGE);
             assert_eq!(mprotect(end.cast(), PAGE, 0), 0);
-            let at = end.sub(bytes.next_multiple_of(16));
-            std::ptr::write_bytes(at, 0xff, bytes);
-            Memory {
+            Guarded {
                 map,
                 mapped,
-                at,
+                at: end.sub(bytes.next_multiple_of(16)),
                 bytes,
             }
         }
     }
-
-    pub(super) fn of<T: Copy>(data: &[T]) -> Memory {
-        let memory = Memory::new(std::mem::size_of_val(data));
-        // SAFETY: as many bytes.
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr().cast(), memory.at, memory.bytes) };
-        memory
-    }
-
-    pub(super) fn region(&self) -> Region {
-        Region {
-            address: self.at as u64,
-            bytes: self.bytes,
-        }
-    }
-
-    /// What is in it, of a type that any bits are.
-    pub(super) fn read<T: Copy>(&self) -> Vec<T> {
-        let count = self.bytes / size_of::<T>();
-        // SAFETY: aligned to 16, within the region.
-        unsafe { std::slice::from_raw_parts(self.at.cast::<T>(), count).to_vec() }
-    }
 }
 
-impl Drop for Memory {
+impl Drop for Guarded {
     fn drop(&mut self) {
         // SAFETY: mapped here.
         unsafe { munmap(self.map, self.mapped) };

@@ -1,9 +1,8 @@
-//! Every kernel, run on this machine, against plain f64: odd sizes, empty rows, tails, poisoned outputs.
-//!
-//! They need a C++ compiler: `cargo test -p lacuna --features cuda --lib cuda -- --ignored`.
+//! Every kernel against plain f64: odd sizes, empty rows, tails, poisoned outputs. It needs a C++ compiler, or a GPU:
+//! `cargo test --release -p lacuna --features cuda --lib cuda -- --include-ignored`.
 
-use super::host::{Memory, run};
 use super::launch::{self, Cache, Draw, Heads, Product, Region, Rotation, stride};
+use super::machine::{Memory, run};
 use super::pack::{self, Form, Half};
 use super::{Error, KERNELS};
 use crate::{DType, Weight};
