@@ -6,6 +6,7 @@ mod cli;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
 use cli::args::{Args, Verb};
+use cli::device::Device;
 use indicatif::ProgressBar;
 use lacuna::Isa;
 use lacuna::plan::Tuned;
@@ -25,6 +26,9 @@ fn main() -> Result<ExitCode> {
         };
         print!("{text}");
         return Ok(ExitCode::SUCCESS);
+    }
+    if let (Device::Cuda(ordinal), None) = (args.device, &args.on) {
+        bail!("{}", cli::device::refusal(ordinal));
     }
     if args.on.is_some() || args.models.len() > 1 {
         return cli::series::run(&args);

@@ -124,13 +124,15 @@ fn shape(
             Ok(())
         };
         let ms = median(&stream, once)? / copies as f32;
-        // A copy reads as much as it writes.
-        let mut twice = Arena::new(device, 2 * Arena::room([*bytes]))?;
-        let (to, from) = (twice.take(*bytes)?, twice.take(*bytes)?);
-        let rounds = copies.min(64);
-        // SAFETY: as above.
-        let copy = |stream: &Stream| (0..rounds).try_for_each(|_| unsafe { stream.copy(to, from) });
-        let copied = median(&stream, copy)? / rounds as f32;
+        // A copy reads as much as it writes; it goes through as much memory.
+        let mut room = Arena::new(device, 2 * copies * Arena::room([*bytes]))?;
+        let pairs = (0..copies).map(|_| Ok((room.take(*bytes)?, room.take(*bytes)?)));
+        let pairs = pairs.collect::<Result<Vec<_>>>()?;
+        let copy = |stream: &Stream| {
+            // SAFETY: as above.
+            (pairs.iter()).try_for_each(|(to, from)| unsafe { stream.copy(*to, *from) })
+        };
+        let copied = median(&stream, copy)? / copies as f32;
         println!(
             r#"{{"form":"{name}","rows":{rows},"cols":{cols},"sparsity":{sparsity},"columns":{columns},"weight_bytes":{bytes},"ms":{ms:.5},"gb_per_s":{:.1},"copy_gb_per_s":{:.1}}}"#,
             *bytes as f32 / ms / 1e6,
