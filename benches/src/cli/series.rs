@@ -202,6 +202,7 @@ fn arguments(
     let Args {
         verb: _,
         models: _,
+        device,
         threads,
         warmup,
         min_time_ms,
@@ -244,6 +245,9 @@ fn arguments(
         put(flag, value.to_string());
     }
     put("min-time-ms", min_time_ms.to_string());
+    if let super::device::Device::Cuda(ordinal) = device {
+        put("device", format!("cuda:{ordinal}"));
+    }
     if let Some(isa) = isa {
         put("isa", isa.clone());
     }

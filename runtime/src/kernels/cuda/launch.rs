@@ -343,7 +343,7 @@ fn vector(half: Half, form: &str, rows: usize, n: usize) -> Result<Builder> {
         let what = format!("{n} columns, 1 to {VECTOR_COLUMNS} are taken");
         return Err(Error::Argument { kernel, what });
     }
-    Builder::new(kernel, [rows.div_ceil(8), 1, 1], 256)
+    Builder::new(kernel, [rows.div_ceil(16), 1, 1], 512)
 }
 
 /// Columns that a block has, as few as hold them all, and the bands of 16 rows.

@@ -7,8 +7,8 @@
 // as mma takes them.
 #include "chunk.h"
 
-#define WARPS 8
-#define THREADS (WARPS * 32)
+#define MMA_WARPS 8
+#define MMA_THREADS (MMA_WARPS * 32)
 
 // A chunk is 16 rows by 64 columns, four tiles: bit 8 s + e of a lane is its element e of tile s. Each lane expands
 // its own elements into words of shared memory that no other lane uses, each lane in a bank of its own.
@@ -67,7 +67,7 @@ struct TwoFour {
 template <int NT, int SPLIT, class W>
 DEVICE void matrix(W w, float* sums, float* y, const u16* x, const float* bias, const float* residual, int rows,
                    int cols, int stride, int n) {
-  const int BANDS = WARPS / SPLIT, WIDTH = SPLIT * 64, PITCH = WIDTH + 8;
+  const int BANDS = MMA_WARPS / SPLIT, WIDTH = SPLIT * 64, PITCH = WIDTH + 8;
   __shared__ uint4 staged[8 * NT * PITCH / 8];
   u16* const xs = (u16*)staged;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -83,7 +83,7 @@ DEVICE void matrix(W w, float* sums, float* y, const u16* x, const float* bias, 
   for (int at = 0; at < chunks; at += SPLIT) {
     const int width = min(SPLIT, chunks - at) * 8;
     __syncthreads();
-    for (int i = threadIdx.x; i < 8 * NT * (WIDTH / 8); i += THREADS) {
+    for (int i = threadIdx.x; i < 8 * NT * (WIDTH / 8); i += MMA_THREADS) {
       const int j = i / (WIDTH / 8), k = i % (WIDTH / 8);
       const bool some = column + j < n && k < width;
       const u16* const from = some ? x + size_t(column + j) * stride + at * 64 + k * 8 : x;
@@ -141,7 +141,7 @@ DEVICE void matrix(W w, float* sums, float* y, const u16* x, const float* bias, 
 template <class T, int NT, int SPLIT>
 DEVICE void bitmask_matrix(float* y, const u32* masks, const u32* starts, const u16* values, const u16* x,
                            const float* bias, const float* residual, int rows, int cols, int stride, int n) {
-  __shared__ u32 words[WARPS * 512];
+  __shared__ u32 words[MMA_WARPS * 512];
   Bitmask<T> w = {masks, starts, values, words + threadIdx.x / 32 * 512};
   matrix<NT, SPLIT>(w, (float*)words, y, x, bias, residual, rows, cols, stride, n);
 }
@@ -149,7 +149,7 @@ DEVICE void bitmask_matrix(float* y, const u32* masks, const u32* starts, const 
 template <class T, int NT, int SPLIT>
 DEVICE void two_four_matrix(float* y, const uint4* values, const u32* places, const u16* x, const float* bias,
                             const float* residual, int rows, int cols, int stride, int n) {
-  __shared__ float sums[(WARPS - WARPS / SPLIT) * NT * 128];
+  __shared__ float sums[(MMA_WARPS - MMA_WARPS / SPLIT) * NT * 128];
   TwoFour<T> w = {values, places};
   matrix<NT, SPLIT>(w, sums, y, x, bias, residual, rows, cols, stride, n);
 }

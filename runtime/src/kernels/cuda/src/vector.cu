@@ -2,7 +2,7 @@
 // A warp has a row; x is staged in shared memory as f32, a tile at a time. Sums are f32.
 #include "chunk.h"
 
-#define WARPS 8
+#define WARPS 16
 #define THREADS (WARPS * 32)
 // Floats of x in shared memory.
 #define STAGED 8192
@@ -36,7 +36,7 @@ DEVICE void bitmask_vector(float* y, const u32* masks, const u32* starts, const 
   for (int tile = 0; tile < cols; tile += TILE) {
     const int width = min(TILE, (cols - tile + 1023) / 1024 * 1024);
     __syncthreads();
-#pragma unroll
+#pragma unroll 1
     for (int j = 0; j < N; j++)
       for (int c = threadIdx.x; c < width; c += THREADS)
         xs[c * N + j] = j < n && tile + c < cols ? x[size_t(j) * cols + tile + c] : 0;
@@ -90,7 +90,7 @@ DEVICE void dense_vector(float* y, const u16* w, const float* x, const float* bi
   for (int tile = 0; tile < cols; tile += TILE) {
     const int width = min(TILE, (cols - tile + 255) / 256 * 256);
     __syncthreads();
-#pragma unroll
+#pragma unroll 1
     for (int j = 0; j < N; j++)
       for (int c = threadIdx.x; c < width; c += THREADS) {
         const int place = c / 256 * 256 + (c / 4 % 2) * 128 + c % 256 / 8 * 4 + c % 4;
