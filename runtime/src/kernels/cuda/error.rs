@@ -23,7 +23,7 @@ pub enum Error {
         symbol: &'static str,
     },
     /// The machine has fewer devices.
-    #[error("no CUDA device {ordinal}: {} here", devices(*.count))]
+    #[error("no CUDA device {ordinal}: {} here", devices(.count))]
     NoDevice {
         /// Which was asked for.
         ordinal: usize,
@@ -33,8 +33,8 @@ pub enum Error {
     /// The device is older than every PTX that is shipped.
     #[error(
         "{device}: compute capability {}.{}, 7.2 or later is needed",
-        capability.0,
-        capability.1
+        .capability.0,
+        .capability.1
     )]
     TooOld {
         /// The device's name.
@@ -81,7 +81,7 @@ pub enum Error {
     },
 }
 
-fn devices(count: usize) -> String {
+fn devices(count: &usize) -> String {
     match count {
         0 => "there is none".into(),
         1 => "there is one".into(),

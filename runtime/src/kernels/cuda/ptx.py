@@ -65,7 +65,7 @@ def assemble(ptxas, path, device):
         elif found := re.search(r"Used (\d+) registers", line):
             shared = re.search(r"(\d+) bytes smem", line)
             rows[name] = (int(found[1]), spills, int(shared[1]) if shared else 0)
-    return rows
+    return dict(reversed(rows.items()))
 
 
 def table(all_rows, devices):
@@ -78,7 +78,8 @@ def table(all_rows, devices):
             cells.append("" if row is None else f"{row[0]}" + (f" ({row[1]} spilled)" if row[1] else ""))
         shared = next(rows[name][2] for rows in all_rows.values() if name in rows)
         lines.append(f"| `{name}` | {shared} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    spilled = sum(row[1] > 0 for rows in all_rows.values() for row in rows.values())
+    return f"Kernels that spill registers: {spilled or 'none'}.\n\n" + "\n".join(lines)
 
 
 def main():

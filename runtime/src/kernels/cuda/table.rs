@@ -1,5 +1,7 @@
 //! The kernels by name, and their PTX.
 
+use std::fmt;
+
 /// What a kernel takes at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parameter {
@@ -23,7 +25,7 @@ pub struct Kernel {
 }
 
 /// The PTX for a compute capability and later ones.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Ptx {
     /// The least compute capability.
     pub capability: (i32, i32),
@@ -35,6 +37,13 @@ pub struct Ptx {
     pub modules: &'static [(&'static str, &'static str)],
     /// Whether kernels of bfloat16 weights are there.
     pub bf16: bool,
+}
+
+impl fmt::Debug for Ptx {
+    /// Without the text.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PTX {} {}", self.version, self.target)
+    }
 }
 
 macro_rules! ptx {
