@@ -92,11 +92,21 @@ inline bool run_block(u32 threads) {
     f.context.uc_link = &scheduler;
     makecontext(&f.context, enter, 0);
   }
-  while (running > 0) {
-    moved = false;
-    for (here = 0; here < threads; here++)
-      if (!fibers[here].done) swapcontext(&scheduler, &fibers[here].context);
-    if (!moved) return false;
+  // A warp runs until it waits for others, the first or the last one first: what depends on their order shows.
+  for (u32 round = at.x; running > 0; round++) {
+    bool any = false;
+    for (u32 w = 0; w < threads / 32; w++) {
+      const u32 first = (round % 2 ? w : threads / 32 - 1 - w) * 32;
+      do {
+        moved = false;
+        for (u32 i = 0; i < 32; i++) {
+          here = first + (round % 2 ? i : 31 - i);
+          if (!fibers[here].done) swapcontext(&scheduler, &fibers[here].context);
+        }
+        any |= moved;
+      } while (moved);
+    }
+    if (!any) return false;
   }
   return true;
 }
