@@ -102,7 +102,7 @@ pub(super) fn run(launch: &Launch) {
 /// Memory of where the battery runs.
 pub(super) enum Memory {
     Host(Guarded),
-    Device(Arena, Region),
+    Device(Region, #[allow(dead_code)] Arena),
 }
 
 impl Memory {
@@ -123,7 +123,7 @@ impl Memory {
         let region = arena.take(bytes).unwrap_or_else(|e| panic!("{e}"));
         let stream = stream.lock().unwrap_or_else(|e| e.into_inner());
         stream.write(region, data).unwrap_or_else(|e| panic!("{e}"));
-        Memory::Device(arena, region)
+        Memory::Device(region, arena)
     }
 
     pub(super) fn region(&self) -> Region {
@@ -132,7 +132,7 @@ impl Memory {
                 address: m.at as u64,
                 bytes: m.bytes,
             },
-            Memory::Device(_, region) => *region,
+            Memory::Device(region, _) => *region,
         }
     }
 
