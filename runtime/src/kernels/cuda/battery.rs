@@ -204,7 +204,7 @@ fn matrices(seed: u64, half: Half, rows: usize, cols: usize, n: usize, kept: u32
     go(&launch::linear(&weight, &sums.product(xs.region(), n)).expect("a launch"));
     sums.check(&dense, &x, n);
 
-    if cols % 4 == 0 {
+    if cols.is_multiple_of(4) {
         let sparse = two_four(&mut values, half, rows, cols);
         let packed = pack::two_four(&sparse).expect("packs");
         let parts = (Memory::of(&packed.values), Memory::of(&packed.places));
@@ -449,7 +449,7 @@ fn every_kernel_runs() {
         65519.0,
         65520.0,
         1e30,
-        -1.00048828125,
+        -1.000_488_3,
         0.1,
     ];
     for half in [Half::F16, Half::Bf16] {

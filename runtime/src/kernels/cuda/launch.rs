@@ -193,7 +193,7 @@ impl Builder {
         if needed != Some(0) && region.address == 0 {
             return self.fail(format!("{name} is nowhere"));
         }
-        if region.address % size as u64 != 0 {
+        if !region.address.is_multiple_of(size as u64) {
             return self.fail(format!(
                 "{name} is at {:#x}, not a multiple of {size}",
                 region.address
@@ -578,7 +578,7 @@ pub fn attention(
     if cache.kv_heads == 0 || !count.is_multiple_of(cache.kv_heads) {
         return b.fail(format!("{count} heads share {} of keys", cache.kv_heads));
     }
-    if cache.keys.address % 16 != 0 {
+    if !cache.keys.address.is_multiple_of(16) {
         return b.fail(format!("keys are at {:#x}", cache.keys.address));
     }
     let all = [cache.kv_heads, cache.capacity, width];
@@ -638,7 +638,8 @@ pub fn sample(
 ) -> Result<Launch> {
     let b = Builder::new("f32_sample", [tokens, 1, 1], 1024)?;
     let warm = draw.temperature.is_finite() && draw.temperature > 0.0;
-    if !warm || !(draw.top_p > 0.0 && draw.top_p <= 1.0) || count == 0 {
+    let some = draw.top_p > 0.0 && draw.top_p <= 1.0;
+    if !(warm && some && count > 0) {
         return b.fail(format!("{draw:?} of {count} logits"));
     }
     Ok(b.region("ids", ids, &[tokens], 4)?

@@ -52,9 +52,11 @@ fn library() -> Run {
     })
 }
 
+type Gpu = (Arc<Device>, Modules, Mutex<Stream>);
+
 /// A GPU, if the battery is to run there.
-fn gpu() -> Option<&'static (Arc<Device>, Modules, Mutex<Stream>)> {
-    static GPU: OnceLock<Option<(Arc<Device>, Modules, Mutex<Stream>)>> = OnceLock::new();
+fn gpu() -> Option<&'static Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     let open = || {
         let wanted = std::env::var("LACUNA_CUDA_BATTERY").is_ok_and(|v| v == "device");
         wanted.then(|| {
