@@ -8,8 +8,9 @@ out=${1:-cuda.jsonl}
 step() { printf '== %s (%d s)\n' "$*" $SECONDS >&2; }
 
 step "build"
-cargo build --release -p lacuna --features cuda --example cuda_products
-tests=$(cargo test --release -p lacuna --features cuda --lib --no-run --message-format json |
+build=(--release -p lacuna --no-default-features --features "cuda portable")
+cargo build "${build[@]}" --example cuda_products
+tests=$(cargo test "${build[@]}" --lib --no-run --message-format json |
   sed -n 's/.*"kind":\["lib"\].*"executable":"\([^"]*\)".*/\1/p' | tail -1)
 
 step "the battery, on the device"
@@ -26,5 +27,5 @@ else
 fi
 
 step "products"
-cargo run --release -q -p lacuna --features cuda --example cuda_products | tee "$out"
+cargo run -q "${build[@]}" --example cuda_products | tee "$out"
 step "done"
