@@ -10,6 +10,7 @@ step() { printf '== %s (%d s)\n' "$*" $SECONDS >&2; }
 step "build"
 build=(--release -p lacuna --no-default-features --features "cuda portable")
 cargo build "${build[@]}" --example cuda_products
+cargo run -q "${build[@]}" --example cuda_products -- --device >&2
 tests=$(cargo test "${build[@]}" --lib --no-run --message-format json |
   sed -n 's/.*"kind":\["lib"\].*"executable":"\([^"]*\)".*/\1/p' | tail -1)
 

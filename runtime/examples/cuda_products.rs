@@ -1,19 +1,30 @@
 //! Products of sparse matrices on the first GPU beside cuBLAS and beside a copy: one JSON object a line.
 //!
-//! `cargo run --release -p lacuna --features cuda --example cuda_products`. Each time is a median of replays of a graph
+//! `cargo run --release -p lacuna --features cuda --example cuda_products`; with `-- --device`, only the device. Each time is a median of replays of a graph
 //! that goes through as many copies of the weight as exceed the cache, over device events.
 
 use lacuna::cuda::launch::{self, Product, Weight, stride};
 use lacuna::cuda::pack::{self, Form};
 use lacuna::cuda::{Arena, Blas, Device, Error, Modules, Result, Stream};
 use lacuna::{DType, Weight as Matrix};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 /// Bytes of weights that a round goes through: more than the cache of any device.
 const ROUND: usize = 256 << 20;
 const REPLAYS: usize = 31;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match all() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn all() -> Result<()> {
     let device = Device::open(0)?;
     let modules = Modules::load(&device)?;
     let (major, minor) = device.capability();
@@ -22,6 +33,9 @@ fn main() -> Result<()> {
         device.name(),
         device.memory()
     );
+    if std::env::args().any(|a| a == "--device") {
+        return Ok(());
+    }
     for (rows, cols) in [(4096, 4096), (14336, 8192), (8192, 28672)] {
         for sparsity in [0.0, 0.5, 0.7, 0.9] {
             let matrix = random(rows, cols, sparsity);
