@@ -3,10 +3,20 @@
 use super::device::Stream;
 use super::error::{Error, Result};
 use super::launch::{Product, Weight, stride};
+use super::library::probe;
 use super::pack::Half;
 use cudarc::cublas::result::{self, CublasError};
 use cudarc::cublas::sys;
 use std::ffi::c_void;
+
+/// Those of CUDA 11 and 12; cudarc looks for them too.
+const FILES: &[&str] = &[
+    "libcublas.so",
+    "libcublas.so.12",
+    "libcublas.so.11",
+    "cublas64_12.dll",
+    "cublas64_11.dll",
+];
 
 /// What is called of cuBLAS. A call of a missing one would panic.
 const SYMBOLS: &[&str] = &[
@@ -36,17 +46,8 @@ impl<'a> Blas<'a> {
     /// # Errors
     /// When it or a symbol of it is missing, or it refuses.
     pub fn open(stream: &'a Stream) -> Result<Blas<'a>> {
-        // SAFETY: NVIDIA's own library is loaded; what runs then is its start.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::NoLibrary { library: "cuBLAS" });
-        }
-        for symbol in SYMBOLS {
-            // SAFETY: only whether it is there is asked.
-            let found = unsafe { sys::culib().get::<*const c_void>(symbol.as_bytes()).is_ok() };
-            if !found {
-                return Err(Error::NoSymbol { symbol });
-            }
-        }
+        let missing = Error::NoLibrary { library: "cuBLAS" };
+        probe(missing, FILES, SYMBOLS)?;
         stream.current()?;
         let handle = said(result::create_handle(), "cublasCreate")?;
         let blas = Blas { handle, stream };

@@ -2,6 +2,7 @@
 
 use super::error::{Error, Result};
 use super::launch::{Argument, Launch, Region};
+use super::library::probe;
 use super::pack::{Chunks, Rows, TwoFour};
 use super::table::{KERNELS, Parameter, Ptx, ptx_for};
 use super::{launch, table};
@@ -89,17 +90,8 @@ unsafe impl Plain for f32 {}
 fn driver() -> Result<()> {
     static DRIVER: OnceLock<Result<()>> = OnceLock::new();
     let open = || {
-        // SAFETY: the driver's own library is loaded; what runs then is its start.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::NoDriver);
-        }
-        for symbol in SYMBOLS {
-            // SAFETY: only whether it is there is asked.
-            let found = unsafe { sys::culib().get::<*const c_void>(symbol.as_bytes()).is_ok() };
-            if !found {
-                return Err(Error::NoSymbol { symbol });
-            }
-        }
+        let files = ["libcuda.so", "libcuda.so.1", "nvcuda.dll"];
+        probe(Error::NoDriver, &files, SYMBOLS)?;
         match result::init() {
             Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Err(Error::NoDevice {
                 ordinal: 0,

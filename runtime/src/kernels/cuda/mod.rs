@@ -12,6 +12,7 @@ mod blas;
 mod device;
 mod error;
 pub mod launch;
+mod library;
 #[cfg(test)]
 mod machine;
 pub mod pack;
