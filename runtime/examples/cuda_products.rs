@@ -3,7 +3,7 @@
 //! `cargo run --release -p lacuna --features cuda --example cuda_products`; with `-- --device`, only the device. Each time is a median of replays of a graph
 //! that goes through as many copies of the weight as exceed the cache, over device events.
 
-use lacuna::cuda::launch::{self, Product, Weight, stride};
+use lacuna::cuda::launch::{self, Epilogue, Product, Weight, stride};
 use lacuna::cuda::pack::{self, Form};
 use lacuna::cuda::{Arena, Blas, Device, Error, Modules, Result, Stream};
 use lacuna::{DType, Weight as Matrix};
@@ -76,7 +76,7 @@ fn shape(
     columns: usize,
 ) -> Result<()> {
     let (rows, cols) = matrix.matrix();
-    let stream = Stream::new(device)?;
+    let stream = Arc::new(Stream::new(device)?);
     let form = match columns {
         1..=launch::VECTOR_COLUMNS => Form::Vector,
         _ => Form::Matrix,
@@ -89,9 +89,13 @@ fn shape(
     } else {
         let packed = pack::rows(matrix)?;
         let bytes = 2 * packed.values.len();
-        if form == Form::Vector {
-            all.push(("dense", bytes, Upload::Rows(packed.clone())));
-        }
+        all.push(match form {
+            Form::Vector => ("dense", bytes, Upload::Rows(packed.clone())),
+            Form::Matrix => {
+                let tiles = pack::tiles(matrix)?;
+                ("dense_mma", 2 * tiles.values.len(), Upload::Tiles(tiles))
+            }
+        });
         all.push(("cublas", bytes, Upload::Rows(packed)));
     }
     let mut activations = Arena::new(
@@ -107,13 +111,13 @@ fn shape(
         let weights = (0..copies).map(|_| match upload {
             Upload::Chunks(packed) => arena.chunks(&stream, packed),
             Upload::Rows(packed) => arena.rows(&stream, packed),
+            Upload::Tiles(packed) => arena.tiles(&stream, packed),
         });
         let weights = weights.collect::<Result<Vec<Weight>>>()?;
         let p = Product {
             y,
             x,
-            bias: None,
-            residual: None,
+            epilogue: Epilogue::NONE,
             columns,
         };
         let blas = match *name == "cublas" {
@@ -159,6 +163,7 @@ fn shape(
 enum Upload {
     Chunks(pack::Chunks),
     Rows(pack::Rows),
+    Tiles(pack::Tiles),
 }
 
 /// Milliseconds of a replay of what `work` launches.

@@ -1,7 +1,7 @@
 //! Every kernel against plain f64: odd sizes, empty rows, tails, poisoned outputs. It needs a C++ compiler, or a GPU:
 //! `cargo test --release -p lacuna --features cuda --lib cuda -- --include-ignored`.
 
-use super::launch::{self, Cache, Draw, Heads, Product, Region, Rotation, stride};
+use super::launch::{self, Cache, Draw, Epilogue, Heads, Product, Region, Rotation, Seen, stride};
 use super::machine::{Memory, run};
 use super::pack::{self, Form, Half};
 use super::{Error, KERNELS};
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 /// A generator of which a test's values come; a linear congruence is random enough for products.
-struct Values(u64);
+pub(super) struct Values(pub u64);
 
 impl Values {
     fn next(&mut self) -> f32 {
@@ -23,19 +23,19 @@ impl Values {
         (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
-    fn many(&mut self, n: usize) -> Vec<f32> {
+    pub(super) fn many(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.next()).collect()
     }
 }
 
-fn dtype(half: Half) -> DType {
+pub(super) fn dtype(half: Half) -> DType {
     match half {
         Half::F16 => DType::F16,
         Half::Bf16 => DType::BF16,
     }
 }
 
-fn rounded(half: Half, v: f32) -> (u16, f32) {
+pub(super) fn rounded(half: Half, v: f32) -> (u16, f32) {
     match half {
         Half::F16 => (f16::from_f32(v).to_bits(), f16::from_f32(v).to_f32()),
         Half::Bf16 => (bf16::from_f32(v).to_bits(), bf16::from_f32(v).to_f32()),
@@ -43,7 +43,13 @@ fn rounded(half: Half, v: f32) -> (u16, f32) {
 }
 
 /// A matrix with so many in 64 elements stored, every fifth row empty, the third full.
-fn matrix(values: &mut Values, half: Half, rows: usize, cols: usize, kept: u32) -> Weight {
+pub(super) fn matrix(
+    values: &mut Values,
+    half: Half,
+    rows: usize,
+    cols: usize,
+    kept: u32,
+) -> Weight {
     let mut data = values.many(rows * cols);
     for (r, row) in data.chunks_mut(cols).enumerate() {
         for v in row {
@@ -62,7 +68,7 @@ fn matrix(values: &mut Values, half: Half, rows: usize, cols: usize, kept: u32) 
 }
 
 /// A matrix that keeps two of each four.
-fn two_four(values: &mut Values, half: Half, rows: usize, cols: usize) -> Weight {
+pub(super) fn two_four(values: &mut Values, half: Half, rows: usize, cols: usize) -> Weight {
     let mut data = values.many(rows * cols);
     for group in data.chunks_mut(4) {
         let first = ((values.next() + 1.0) * 2.0) as usize % 4;
@@ -78,6 +84,7 @@ fn two_four(values: &mut Values, half: Half, rows: usize, cols: usize) -> Weight
 /// What a product writes and what is added to it.
 struct Sums {
     y: Memory,
+    limits: (f32, f32),
     bias: Option<(Memory, Vec<f32>)>,
     residual: Option<(Memory, Vec<f32>)>,
 }
@@ -92,6 +99,10 @@ impl Sums {
         };
         Sums {
             y: Memory::new(n * rows * 4),
+            limits: match with & 4 {
+                0 => Epilogue::NONE.limits,
+                _ => (-0.25, 0.5),
+            },
             bias: extra(1, rows),
             residual: extra(2, n * rows),
         }
@@ -102,8 +113,11 @@ impl Sums {
         Product {
             y: self.y.region(),
             x,
-            bias: region(&self.bias),
-            residual: region(&self.residual),
+            epilogue: Epilogue {
+                bias: region(&self.bias),
+                residual: region(&self.residual),
+                limits: self.limits,
+            },
             columns,
         }
     }
@@ -127,6 +141,7 @@ impl Sums {
                     sum += one;
                     size += one.abs();
                 }
+                let sum = sum.clamp(self.limits.0.into(), self.limits.1.into());
                 let far = (f64::from(y[at]) - sum).abs();
                 assert!(far <= 3e-6 * size, "y[{j}][{r}] = {}, {sum}", y[at]);
             }
@@ -137,7 +152,7 @@ impl Sums {
 /// The kernels that ran, so that none is left out.
 static RAN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-fn go(launch: &launch::Launch) {
+pub(super) fn go(launch: &launch::Launch) {
     run(launch);
     RAN.lock()
         .unwrap_or_else(|e| e.into_inner())
@@ -203,6 +218,13 @@ fn matrices(seed: u64, half: Half, rows: usize, cols: usize, n: usize, kept: u32
     go(&launch::linear(&weight, &sums.product(xs.region(), n)).expect("a launch"));
     sums.check(&dense, &x, n);
 
+    let packed = pack::tiles(&dense).expect("packs");
+    let data = Memory::of(&packed.values);
+    let sums = Sums::new(&mut values, n, rows, with);
+    let p = sums.product(xs.region(), n);
+    go(&launch::linear(&packed.at(data.region()), &p).expect("a launch"));
+    sums.check(&dense, &x, n);
+
     if cols.is_multiple_of(4) {
         let sparse = two_four(&mut values, half, rows, cols);
         let packed = pack::two_four(&sparse).expect("packs");
@@ -214,18 +236,18 @@ fn matrices(seed: u64, half: Half, rows: usize, cols: usize, n: usize, kept: u32
     }
 }
 
-fn halves() -> impl Strategy<Value = Half> {
+pub(super) fn halves() -> impl Strategy<Value = Half> {
     prop_oneof![Just(Half::F16), Just(Half::Bf16)]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     #[ignore = "needs a C++ compiler"]
     fn products_with_vectors(
-        seed: u64, half in halves(), rows in 1usize..40, cols in 1usize..2600, n in 1usize..=8,
-        kept in 0u32..=64, with in 0u32..4,
+        seed: u64, half in halves(), rows in 1usize..40, cols in 1usize..2600, n in 1usize..=19,
+        kept in 0u32..=64, with in 0u32..8,
     ) {
         vectors(seed, half, rows, cols, n, kept, with);
     }
@@ -234,7 +256,7 @@ proptest! {
     #[ignore = "needs a C++ compiler"]
     fn products_with_matrices(
         seed: u64, half in halves(), rows in 1usize..140, cols in 1usize..120, n in 1usize..150,
-        kept in 0u32..=64, with in 0u32..4, four: bool,
+        kept in 0u32..=64, with in 0u32..8, four: bool,
     ) {
         let cols = if four { cols * 4 } else { cols };
         matrices(seed, half, rows, cols, n, kept, with);
@@ -245,6 +267,7 @@ proptest! {
     fn attention_over_a_cache(
         seed: u64, half: bool, tokens in 1usize..4, group in 1usize..4, kv_heads in 1usize..4,
         width in 1usize..=32, past in 0usize..200, spare in 0usize..3, parts in 1usize..6,
+        causal: bool, masked: bool,
     ) {
         let (width, heads) = (width * 8, group * kv_heads);
         let capacity = past + tokens + spare;
@@ -276,8 +299,15 @@ proptest! {
         let y = Memory::new(q.len() * 4);
         let shape = Heads { tokens, heads, width };
         let scale = 1.7 / (width as f32).sqrt();
+        let mut some: Vec<i32> = (0..capacity).map(|_| i32::from(values.next() > -0.5)).collect();
+        some[0] = 1;
+        let mask = Memory::of(&some.iter().map(|s| *s as u32).collect::<Vec<_>>());
+        let seen = Seen { causal, mask: masked.then(|| mask.region()), scale };
+        let sees = |token: usize, p: usize| {
+            (!causal || p <= past + token) && (!masked || some[p] != 0)
+        };
         let launches =
-            launch::attention(&cache, y.region(), qs.region(), room.region(), &shape, parts, scale);
+            launch::attention(&cache, y.region(), qs.region(), room.region(), &shape, parts, &seen);
         launches.unwrap().iter().for_each(go);
         let y: Vec<f32> = y.read();
         for (row, q) in q.chunks(width).enumerate() {
@@ -287,7 +317,9 @@ proptest! {
                 let k = &all[0][at(p)..at(p) + width];
                 q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() * f64::from(scale)
             };
-            let scores: Vec<f64> = (0..=past + token).map(dot).collect();
+            let end = if causal { past + token + 1 } else { capacity };
+            let score = |p: usize| if sees(token, p) { dot(p) } else { f64::NEG_INFINITY };
+            let scores: Vec<f64> = (0..end).map(score).collect();
             let top = scores.iter().copied().fold(f64::MIN, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
             let sum: f64 = weights.iter().sum();
@@ -318,14 +350,6 @@ proptest! {
                 let want = f64::from(x[c]) / (square + 1e-5).sqrt() * f64::from(w[c]);
                 prop_assert!((f64::from(y[c]) - want).abs() <= 2e-6 * (1.0 + want.abs()));
             }
-        }
-
-        let up = values.many(x.len());
-        let (ups, y) = (Memory::of(&up), Memory::new(x.len() * 4));
-        go(&launch::swiglu(y.region(), xs.region(), ups.region(), x.len()).unwrap());
-        for ((g, u), y) in x.iter().zip(&up).zip(y.read::<f32>()) {
-            let want = f64::from(*g) / (1.0 + (-f64::from(*g)).exp()) * f64::from(*u);
-            prop_assert!((f64::from(y) - want).abs() <= 1e-6);
         }
 
         let table = Weight::from_f32(&[tokens + 3, width], &values.many((tokens + 3) * width));
@@ -371,7 +395,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     #[ignore = "needs a C++ compiler"]
@@ -429,7 +453,7 @@ proptest! {
 #[ignore = "needs a C++ compiler"]
 fn every_kernel_runs() {
     for half in [Half::F16, Half::Bf16] {
-        for n in [1, 2, 3, 7] {
+        for n in [1, 2, 3, 7, 11] {
             vectors(n as u64, half, 19, 8300, n, 20, 3);
         }
         for n in [1, 9, 17, 33, 65] {
@@ -477,8 +501,7 @@ fn what_does_not_fit_is_refused_with_its_name() {
     let fits = Product {
         y: region(4 * 3 * 4),
         x: region(20 * 3 * 4),
-        bias: None,
-        residual: None,
+        epilogue: Epilogue::NONE,
         columns: 3,
     };
     let launch = launch::linear(&weight, &fits).unwrap();
@@ -500,13 +523,14 @@ fn what_does_not_fit_is_refused_with_its_name() {
     let text = what(launch::linear(
         &weight,
         &Product {
-            bias: Some(region(8)),
+            epilogue: Epilogue {
+                bias: Some(region(8)),
+                ..Epilogue::NONE
+            },
             ..fits
         },
     ));
     assert!(text.contains("bias has 8 bytes"), "{text}");
-    let text = what(launch::linear(&weight, &Product { columns: 9, ..fits }));
-    assert!(text.contains("9 columns, 1 to 8"), "{text}");
     let odd = Region {
         address: 4098,
         bytes: 240,
@@ -527,7 +551,12 @@ fn what_does_not_fit_is_refused_with_its_name() {
         half: false,
     };
     let all = region(1 << 20);
-    let text = launch::attention(&cache, all, all, all, &heads, 1, 1.0)
+    let seen = Seen {
+        causal: true,
+        mask: None,
+        scale: 1.0,
+    };
+    let text = launch::attention(&cache, all, all, all, &heads, 1, &seen)
         .unwrap_err()
         .to_string();
     assert!(text.contains("heads of 12 elements"), "{text}");

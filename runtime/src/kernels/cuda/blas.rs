@@ -8,6 +8,7 @@ use super::pack::Half;
 use cudarc::cublas::result::{self, CublasError};
 use cudarc::cublas::sys;
 use std::ffi::c_void;
+use std::sync::Arc;
 
 /// Those of CUDA 11 and 12; cudarc looks for them too.
 const FILES: &[&str] = &[
@@ -28,10 +29,13 @@ const SYMBOLS: &[&str] = &[
 
 /// cuBLAS on a stream.
 #[derive(Debug)]
-pub struct Blas<'a> {
+pub struct Blas {
     handle: sys::cublasHandle_t,
-    stream: &'a Stream,
+    stream: Arc<Stream>,
 }
+
+// SAFETY: a handle may be used on any thread, by one at a time.
+unsafe impl Send for Blas {}
 
 fn said<T>(result: std::result::Result<T, CublasError>, call: &'static str) -> Result<T> {
     result.map_err(|e| Error::Driver {
@@ -40,17 +44,20 @@ fn said<T>(result: std::result::Result<T, CublasError>, call: &'static str) -> R
     })
 }
 
-impl<'a> Blas<'a> {
+impl Blas {
     /// Opens the library.
     ///
     /// # Errors
     /// When it or a symbol of it is missing, or it refuses.
-    pub fn open(stream: &'a Stream) -> Result<Blas<'a>> {
+    pub fn open(stream: &Arc<Stream>) -> Result<Blas> {
         let missing = Error::NoLibrary { library: "cuBLAS" };
         probe(missing, FILES, SYMBOLS)?;
         stream.current()?;
         let handle = said(result::create_handle(), "cublasCreate")?;
-        let blas = Blas { handle, stream };
+        let blas = Blas {
+            handle,
+            stream: stream.clone(),
+        };
         // SAFETY: both are alive.
         let set = unsafe { result::set_stream(handle, stream.raw().cast()) };
         said(set, "cublasSetStream")?;
@@ -81,7 +88,7 @@ impl<'a> Blas<'a> {
             Err(Error::Argument { kernel, what })
         };
         let n = p.columns;
-        if p.bias.is_some() || p.residual.is_some() {
+        if p.epilogue.bias.is_some() || p.epilogue.residual.is_some() {
             return fail("a bias or a residual is not added".into());
         }
         let fits = values.bytes >= rows * pitch * 2
@@ -129,7 +136,7 @@ impl<'a> Blas<'a> {
     }
 }
 
-impl Drop for Blas<'_> {
+impl Drop for Blas {
     fn drop(&mut self) {
         // SAFETY: created here.
         let _ = unsafe { result::destroy_handle(self.handle) };

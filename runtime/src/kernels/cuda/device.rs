@@ -1,9 +1,10 @@
 //! A device of the driver: its context, streams, memory, modules, events and captured graphs.
 
+use super::backend::Limits;
 use super::error::{Error, Result};
 use super::launch::{Argument, Launch, Region};
 use super::library::probe;
-use super::pack::{Chunks, Rows, TwoFour};
+use super::pack::{Chunks, Rows, Tiles, TwoFour};
 use super::table::{KERNELS, Parameter, Ptx, ptx_for};
 use super::{launch, table};
 use cudarc::driver::result::{self, DriverError};
@@ -35,7 +36,9 @@ const SYMBOLS: &[&str] = &[
     "cuInit",
     "cuLaunchKernel",
     "cuMemAlloc_v2",
+    "cuMemFreeHost",
     "cuMemFree_v2",
+    "cuMemHostAlloc",
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
@@ -175,6 +178,39 @@ impl Device {
     /// Bytes of its memory.
     pub fn memory(&self) -> usize {
         self.memory
+    }
+
+    /// What it reaches by the driver's word: clocks, the width of its memory, its processors. Launches and libraries are not
+    /// known here.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn limits(&self) -> Result<Limits> {
+        use sys::CUdevice_attribute as A;
+        let attribute = |a| {
+            // SAFETY: the driver gave the device.
+            let value = unsafe { result::device::get_attribute(self.device, a) };
+            value.said("cuDeviceGetAttribute").map(f64::from)
+        };
+        let clock = attribute(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? * 1e3;
+        let memory_clock = attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)? * 1e3;
+        let width = attribute(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+        let processors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        // Multiply-adds a clock of a processor: f32 lanes, and dense f16 tensor cores.
+        let (lanes, tensor) = match self.capability {
+            (8, 0) => (64.0, 1024.0),
+            (8, _) => (128.0, 512.0),
+            (9.., _) => (128.0, 2048.0),
+            _ => (64.0, 0.0),
+        };
+        Ok(Limits {
+            bandwidth: 2.0 * memory_clock * width / 8.0,
+            vector: clock * processors * lanes,
+            tensor: clock * processors * tensor,
+            launch: 0.0,
+            blas: false,
+            bf16: false,
+        })
     }
 
     fn current(&self) -> Result<()> {
@@ -342,6 +378,14 @@ impl Arena {
         Ok(packed.at(self.upload(stream, &packed.values)?))
     }
 
+    /// Uploads a dense matrix in tiles.
+    ///
+    /// # Errors
+    /// When the arena is full or the driver refuses.
+    pub fn tiles(&mut self, stream: &Stream, packed: &Tiles) -> Result<launch::Weight> {
+        Ok(packed.at(self.upload(stream, &packed.values)?))
+    }
+
     /// Uploads a 2:4 matrix.
     ///
     /// # Errors
@@ -372,6 +416,8 @@ pub struct Stream {
 
 // SAFETY: a stream belongs to the context, as in `Device`.
 unsafe impl Send for Stream {}
+// SAFETY: as above; the driver locks.
+unsafe impl Sync for Stream {}
 
 impl Stream {
     /// A new stream.
@@ -431,6 +477,42 @@ impl Stream {
         unsafe { result::memcpy_dtoh_async(data, from.address, self.stream) }
             .said("cuMemcpyDtoH")?;
         self.wait()
+    }
+
+    /// Copies the start of pinned memory to the device, without a wait.
+    ///
+    /// # Errors
+    /// When the memory is shorter than the region, or the driver refuses.
+    ///
+    /// # Safety
+    /// The memory lives and is not written until the copy is done.
+    pub(super) unsafe fn write_pinned(&self, to: Region, from: &Pinned) -> Result<()> {
+        from.holds("cuMemcpyHtoD", to)?;
+        self.device.current()?;
+        // SAFETY: as long as the region; the rest is the caller's promise.
+        unsafe {
+            let data = std::slice::from_raw_parts(from.at.cast::<u8>(), to.bytes);
+            result::memcpy_htod_async(to.address, data, self.stream)
+        }
+        .said("cuMemcpyHtoD")
+    }
+
+    /// Copies from the device to the start of pinned memory, without a wait.
+    ///
+    /// # Errors
+    /// As [`write_pinned`](Stream::write_pinned).
+    ///
+    /// # Safety
+    /// The memory lives and is not used until the copy is done.
+    pub(super) unsafe fn read_pinned(&self, from: Region, to: &mut Pinned) -> Result<()> {
+        to.holds("cuMemcpyDtoH", from)?;
+        self.device.current()?;
+        // SAFETY: as long as the region; the rest is the caller's promise.
+        unsafe {
+            let data = std::slice::from_raw_parts_mut(to.at.cast::<u8>(), from.bytes);
+            result::memcpy_dtoh_async(data, from.address, self.stream)
+        }
+        .said("cuMemcpyDtoH")
     }
 
     /// Copies within the device.
@@ -565,7 +647,7 @@ impl Stream {
     }
 }
 
-fn exact(call: &'static str, region: Region, bytes: usize) -> Result<()> {
+pub(super) fn exact(call: &'static str, region: Region, bytes: usize) -> Result<()> {
     match region.bytes == bytes {
         true => Ok(()),
         false => Err(Error::Driver {
@@ -612,6 +694,59 @@ impl Drop for Graph {
     }
 }
 
+/// Memory of the host that a device copies from and to by itself.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    device: Arc<Device>,
+    at: *mut c_void,
+    bytes: usize,
+}
+
+// SAFETY: memory that is this value's own.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// # Errors
+    /// When the system has no such memory.
+    pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Pinned> {
+        device.current()?;
+        // SAFETY: the context is current; flags 0.
+        let at = unsafe { result::malloc_host(bytes, 0) }.said("cuMemHostAlloc")?;
+        // SAFETY: just allocated; zeros, so that it may be read.
+        unsafe { at.cast::<u8>().write_bytes(0, bytes) };
+        Ok(Pinned {
+            device: device.clone(),
+            at,
+            bytes,
+        })
+    }
+
+    /// Its bytes, between copies.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: allocated and initialised here.
+        unsafe { std::slice::from_raw_parts_mut(self.at.cast(), self.bytes) }
+    }
+
+    fn holds(&self, call: &'static str, region: Region) -> Result<()> {
+        match region.bytes <= self.bytes {
+            true => Ok(()),
+            false => Err(Error::Driver {
+                call,
+                what: format!("{} bytes, {} are pinned", region.bytes, self.bytes),
+            }),
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if self.device.current().is_ok() {
+            // SAFETY: allocated here.
+            let _ = unsafe { result::free_host(self.at) };
+        }
+    }
+}
+
 /// A point in a stream.
 #[derive(Debug)]
 pub struct Event {
@@ -620,6 +755,16 @@ pub struct Event {
 }
 
 impl Event {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// When something before it failed.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.device.current()?;
+        // SAFETY: alive and recorded.
+        unsafe { result::event::synchronize(self.event) }.said("cuEventSynchronize")
+    }
+
     /// Milliseconds from this to a later one of the same stream; waits for it.
     ///
     /// # Errors

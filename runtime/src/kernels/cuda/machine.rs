@@ -1,8 +1,11 @@
 //! Where the battery runs: on this machine, by `src/host.cpp`, compiled by a C++ compiler and loaded, with regions that
 //! end where a page that can't be touched begins; or, where `LACUNA_CUDA_BATTERY` is `device`, on the first GPU.
 
+use super::backend::{Limits, Machine, Recorded, Work};
 use super::device::{Arena, Device, Modules, Plain, Stream, pointer};
-use super::launch::{Launch, Region};
+use super::gpu::Gpu;
+use super::launch::{Launch, Product, Region, Weight};
+use super::pack::Half;
 use super::table::KERNELS;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::Path;
@@ -52,11 +55,11 @@ fn library() -> Run {
     })
 }
 
-type Gpu = (Arc<Device>, Modules, Mutex<Stream>);
+type Opened = (Arc<Device>, Modules, Mutex<Stream>);
 
 /// A GPU, if the battery is to run there.
-fn gpu() -> Option<&'static Gpu> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+fn gpu() -> Option<&'static Opened> {
+    static GPU: OnceLock<Option<Opened>> = OnceLock::new();
     let open = || {
         let wanted = std::env::var("LACUNA_CUDA_BATTERY").is_ok_and(|v| v == "device");
         wanted.then(|| {
@@ -67,6 +70,14 @@ fn gpu() -> Option<&'static Gpu> {
         })
     };
     GPU.get_or_init(open).as_ref()
+}
+
+/// The machine that models run on in tests: the first GPU, or this one.
+pub(crate) fn machine() -> Box<dyn Machine> {
+    match gpu() {
+        Some(_) => Box::new(Gpu::open(0).unwrap_or_else(|e| panic!("{e}"))),
+        None => Box::new(Host::default()),
+    }
 }
 
 /// Runs a launch of regions that [`Memory`] made.
@@ -164,7 +175,157 @@ pub(super) struct Guarded {
     bytes: usize,
 }
 
+// SAFETY: memory that is this value's own.
+unsafe impl Send for Guarded {}
+
 const PAGE: usize = 1 << 16;
+
+/// This machine, with the figures of an H100 for estimates, and a clock that a test sets.
+pub(crate) struct Host {
+    memory: Vec<Guarded>,
+    recorded: Vec<Vec<Work>>,
+    pub limits: Limits,
+    /// Seconds of a piece of work.
+    pub clock: fn(&Work) -> f64,
+}
+
+impl Default for Host {
+    fn default() -> Host {
+        Host {
+            memory: Vec::new(),
+            recorded: Vec::new(),
+            limits: Limits {
+                bandwidth: 3.35e12,
+                vector: 33e12,
+                tensor: 495e12,
+                launch: 2.5e-6,
+                blas: false,
+                bf16: true,
+            },
+            clock: |_| 1e-6,
+        }
+    }
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Host")
+    }
+}
+
+impl Host {
+    fn one(work: &Work) {
+        match work {
+            Work::Launch(launch) => run(launch),
+            Work::Blas(weight, product) => blas(weight, product),
+        }
+    }
+}
+
+/// What cuBLAS does, in f32 and in order.
+fn blas(weight: &Weight, p: &Product) {
+    let &Weight::Dense {
+        half,
+        rows,
+        cols,
+        stride: pitch,
+        values,
+    } = weight
+    else {
+        panic!("a dense weight is needed");
+    };
+    let wide = |bits: u16| match half {
+        Half::F16 => half::f16::from_bits(bits).to_f32(),
+        Half::Bf16 => half::bf16::from_bits(bits).to_f32(),
+    };
+    let step = super::launch::stride(cols);
+    assert!(values.bytes >= rows * pitch * 2 && p.x.bytes >= p.columns * step * 2);
+    assert!(p.y.bytes >= p.columns * rows * 4);
+    // SAFETY: as many elements, by what was asserted.
+    unsafe {
+        let (w, x) = (values.address as *const u16, p.x.address as *const u16);
+        for j in 0..p.columns {
+            for r in 0..rows {
+                let term = |c: usize| wide(*w.add(r * pitch + c)) * wide(*x.add(j * step + c));
+                *(p.y.address as *mut f32).add(j * rows + r) = (0..cols).map(term).sum();
+            }
+        }
+    }
+}
+
+impl Machine for Host {
+    fn name(&self) -> String {
+        "host".into()
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn allocate(&mut self, bytes: usize) -> super::Result<Region> {
+        let memory = Guarded::new(bytes);
+        // SAFETY: a region of its own; NaN until something is written.
+        unsafe { memory.at.write_bytes(0xff, bytes) };
+        let region = Region {
+            address: memory.at as u64,
+            bytes,
+        };
+        self.memory.push(memory);
+        Ok(region)
+    }
+
+    fn free_to(&mut self, allocations: usize) -> super::Result<()> {
+        self.memory.truncate(allocations);
+        Ok(())
+    }
+
+    fn allocations(&self) -> usize {
+        self.memory.len()
+    }
+
+    fn write(&mut self, to: Region, data: &[u8]) -> super::Result<()> {
+        assert_eq!(to.bytes, data.len());
+        // SAFETY: as long as the region.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to.address as *mut u8, data.len()) };
+        Ok(())
+    }
+
+    fn read(&mut self, from: Region, data: &mut [u8]) -> super::Result<()> {
+        assert_eq!(from.bytes, data.len());
+        let len = data.len();
+        // SAFETY: as long as the region.
+        unsafe { std::ptr::copy_nonoverlapping(from.address as *const u8, data.as_mut_ptr(), len) };
+        Ok(())
+    }
+
+    unsafe fn run(&mut self, work: &[Work]) -> super::Result<()> {
+        work.iter().for_each(Host::one);
+        Ok(())
+    }
+
+    unsafe fn record(&mut self, work: &[Work]) -> super::Result<Recorded> {
+        self.recorded.push(work.to_vec());
+        Ok(Recorded(self.recorded.len() - 1))
+    }
+
+    fn replay(&mut self, recorded: Recorded) -> super::Result<()> {
+        self.recorded[recorded.0].iter().for_each(Host::one);
+        Ok(())
+    }
+
+    fn time(&mut self, recorded: Recorded, replays: usize) -> super::Result<Vec<f64>> {
+        let time = self.recorded[recorded.0].iter().map(self.clock).sum();
+        Ok(vec![time; replays])
+    }
+
+    unsafe fn record_copies(&mut self, pairs: &[(Region, Region)]) -> super::Result<Recorded> {
+        for (to, from) in pairs {
+            assert_eq!(to.bytes, from.bytes);
+        }
+        self.recorded.push(Vec::new());
+        Ok(Recorded(self.recorded.len() - 1))
+    }
+}
 
 impl Guarded {
     fn new(bytes: usize) -> Guarded {

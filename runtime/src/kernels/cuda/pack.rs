@@ -101,6 +101,19 @@ pub struct Rows {
     pub values: Vec<u16>,
 }
 
+/// A dense matrix in tiles of 16 rows by 64 columns, four 16x16 operands of `mma.m16n8k16`, eight elements a lane of each.
+#[derive(Clone, Debug)]
+pub struct Tiles {
+    /// What the values are.
+    pub half: Half,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// 1024 elements a tile; those behind the rows and columns are 0.
+    pub values: Vec<u16>,
+}
+
 /// A 2:4 matrix in tiles of 16 rows by 64 columns, as `mma.sp.m16n8k32` takes them.
 #[derive(Clone, Debug)]
 pub struct TwoFour {
@@ -208,6 +221,29 @@ pub fn rows(weight: &Weight) -> Result<Rows> {
         rows,
         cols,
         stride,
+        values,
+    })
+}
+
+/// Packs a dense matrix for tensor cores.
+///
+/// # Errors
+/// As [`rows`].
+pub fn tiles(weight: &Weight) -> Result<Tiles> {
+    let packed = rows(weight)?;
+    let (across, bands) = Form::Matrix.chunks(packed.rows, packed.cols);
+    let mut values = vec![0; across * bands * CHUNK];
+    for (row, line) in packed.values.chunks_exact(packed.stride.max(1)).enumerate() {
+        for (col, value) in line[..packed.cols].iter().enumerate() {
+            let (lane, bit) = Form::Matrix.place(row % 16, col % 64);
+            let tile = row / 16 * across + col / 64;
+            values[tile * CHUNK + bit / 8 * 256 + lane * 8 + bit % 8] = *value;
+        }
+    }
+    Ok(Tiles {
+        half: packed.half,
+        rows: packed.rows,
+        cols: packed.cols,
         values,
     })
 }

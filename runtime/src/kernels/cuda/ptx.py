@@ -19,8 +19,8 @@ PACKAGES = ["nvidia-cuda-nvrtc-cu11==11.8.89", "nvidia-cuda-nvcc-cu11==11.8.89"]
 
 # Target, PTX version, sources, whether bfloat16 is there, devices that ptxas is asked about.
 TARGETS = [
-    ("sm_72", "7.4", ["vector", "decoder"], False, ["sm_72"]),
-    ("sm_80", "7.4", ["vector", "matrix", "decoder"], True, ["sm_80", "sm_87", "sm_90"]),
+    ("sm_72", "7.4", ["vector", "decoder", "elementwise", "rows", "window"], False, ["sm_72"]),
+    ("sm_80", "7.4", ["vector", "matrix", "decoder", "elementwise", "rows", "window"], True, ["sm_80", "sm_87", "sm_90"]),
 ]
 
 

@@ -58,14 +58,14 @@ pub(super) const PTX: &[Ptx] = &[
         capability: (8, 0),
         target: "sm_80",
         version: "7.4",
-        modules: ptx!("sm_80": "vector" "matrix" "decoder"),
+        modules: ptx!("sm_80": "vector" "matrix" "decoder" "elementwise" "rows" "window"),
         bf16: true,
     },
     Ptx {
         capability: (7, 2),
         target: "sm_72",
         version: "7.4",
-        modules: ptx!("sm_72": "vector" "decoder"),
+        modules: ptx!("sm_72": "vector" "decoder" "elementwise" "rows" "window"),
         bf16: false,
     },
 ];
@@ -77,11 +77,25 @@ pub fn ptx_for(capability: (i32, i32)) -> Option<&'static Ptx> {
 
 use Parameter::{Float as F, Integer as I, Pointer as P};
 
-const BITMASK: &[Parameter] = &[P, P, P, P, P, P, P, I, I, I];
-const DENSE: &[Parameter] = &[P, P, P, P, P, I, I, I, I];
-const BITMASK_MMA: &[Parameter] = &[P, P, P, P, P, P, P, I, I, I, I];
-const TWO_FOUR_MMA: &[Parameter] = &[P, P, P, P, P, P, I, I, I, I];
-const ATTENTION: &[Parameter] = &[P, P, P, P, P, I, I, I, F];
+const BITMASK: &[Parameter] = &[P, P, P, P, P, P, P, F, F, I, I, I];
+const DENSE: &[Parameter] = &[P, P, P, P, P, F, F, I, I, I, I];
+const BITMASK_MMA: &[Parameter] = &[P, P, P, P, P, P, P, F, F, I, I, I, I];
+const TWO_FOUR_MMA: &[Parameter] = &[P, P, P, P, P, P, F, F, I, I, I, I];
+const DENSE_MMA: &[Parameter] = &[P, P, P, P, P, F, F, I, I, I, I];
+// Those of convolutions end with x, taps and the sizes of windows.
+const BITMASK_CONV: &[Parameter] = &[
+    P, P, P, P, P, P, F, F, I, I, I, P, P, I, I, I, I, I, I, I, I, I, I,
+];
+const DENSE_CONV: &[Parameter] = &[
+    P, P, P, P, F, F, I, I, I, I, P, P, I, I, I, I, I, I, I, I, I, I,
+];
+const TWO_FOUR_CONV_MMA: &[Parameter] = &[
+    P, P, P, P, P, F, F, I, I, I, P, P, I, I, I, I, I, I, I, I, I, I,
+];
+const DENSE_CONV_MMA: &[Parameter] = &[
+    P, P, P, P, F, F, I, I, I, P, P, I, I, I, I, I, I, I, I, I, I,
+];
+const ATTENTION: &[Parameter] = &[P, P, P, P, P, P, I, I, I, I, F];
 const KEEP: &[Parameter] = &[P, P, P, P, P, I, I, I, I];
 
 macro_rules! kernels {
@@ -105,16 +119,41 @@ pub const KERNELS: &[Kernel] = kernels! {
     "matrix" TWO_FOUR_MMA,
         "f16_linear_2to4_mma_8" "f16_linear_2to4_mma_16" "f16_linear_2to4_mma_32" "f16_linear_2to4_mma_64"
         "bf16_linear_2to4_mma_8" "bf16_linear_2to4_mma_16" "bf16_linear_2to4_mma_32" "bf16_linear_2to4_mma_64";
+    "matrix" DENSE_MMA,
+        "f16_linear_dense_mma_8" "f16_linear_dense_mma_16" "f16_linear_dense_mma_32" "f16_linear_dense_mma_64"
+        "bf16_linear_dense_mma_8" "bf16_linear_dense_mma_16" "bf16_linear_dense_mma_32" "bf16_linear_dense_mma_64";
+    "vector" BITMASK_CONV, "f16_conv_bitmask_8" "bf16_conv_bitmask_8";
+    "vector" DENSE_CONV, "f16_conv_dense_8" "bf16_conv_dense_8";
+    "matrix" BITMASK_CONV, "f16_conv_bitmask_mma_64" "bf16_conv_bitmask_mma_64";
+    "matrix" TWO_FOUR_CONV_MMA, "f16_conv_2to4_mma_64" "bf16_conv_2to4_mma_64";
+    "matrix" DENSE_CONV_MMA, "f16_conv_dense_mma_64" "bf16_conv_dense_mma_64";
     "decoder" &[P, P, P, I, F], "f32_rms_norm";
-    "decoder" &[P, P, P, P, P, I, I, I, I, I], "f32_rotary";
-    "decoder" &[P, P, P, I], "f32_swiglu";
+    "decoder" &[P, P, P, P, P, I, I, I, I, I, I], "f32_rotary";
     "decoder" ATTENTION, "f16_attention" "f32_attention";
     "decoder" &[P, P, I, I], "f32_attention_sum";
     "decoder" KEEP, "f16_keep" "f32_keep";
-    "decoder" &[P, P, P, I, I, I], "f16_embed" "bf16_embed";
+    "decoder" &[P, P, P, I, I, I], "f16_embed" "bf16_embed" "f32_embed";
+    "decoder" &[P, P, P, P, I, I], "f32_positions";
     "decoder" &[P, P, I, I], "f16_round" "bf16_round";
     "decoder" &[P, P, I], "f32_argmax";
     "decoder" &[P, P, P, I, F, I, F], "f32_sample";
+    "elementwise" &[P, P, I, I, F, F], "f32_unary";
+    "elementwise" &[P, P, P, I, I, F], "f32_gated";
+    "elementwise" &[P, P, P, P, I, I, I, F, F], "f32_binary";
+    "elementwise" &[P, P, P, P, I, I, I], "f32_scale_shift";
+    "elementwise" &[P, P, P, I, I, F, F], "f32_epilogue";
+    "elementwise" &[P, P, P, I, I, F], "f32_copy";
+    "elementwise" &[P, P, P, P, P, I, I, I, I, I], "f32_interpolate";
+    "elementwise" &[P, P, P, P, P, P, P, I, I], "f32_fast_grnn";
+    "rows" &[P, P, I, I], "f32_softmax" "f32_length_norm";
+    "rows" &[P, P, P, P, I, F], "f32_layer_norm";
+    "rows" &[P, P, P, P, I, I, F], "f32_instance_norm";
+    "rows" &[P, P, P, I, I, I, I], "f32_mean";
+    "rows" &[P, P, P, I, I, I], "f32_masked_mean";
+    "rows" &[P, P, P, P, I, I, I, I, I, I, I], "f32_matmul";
+    "window" &[P, P, P, P, I, I, I, I, I, I, I, I, I, I, I, I, I, I, I, F, F], "f32_depthwise";
+    "window" &[P, P, I, I, I, I, I, I, I, I, I, I, I, I, I], "f32_max_pool";
+    "window" &[P, P, P, I, I, I, I, I, I, I, I, I, I, I, I, I], "f32_average_pool";
 };
 
 #[cfg(test)]

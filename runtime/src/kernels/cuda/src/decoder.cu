@@ -1,28 +1,6 @@
 // The rest of a decoder. Activations are f32, rows of tokens. `past` points to the number of tokens before the first
 // one, in device memory: a captured graph is replayed with another.
-#include "intrinsics.h"
-
-// The sum, or the maximum, over a block of COUNT warps; every thread gets it. `room` holds a float a warp.
-template <int COUNT>
-DEVICE float block_sum(float v, float* room) {
-  v = warp_sum(v);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
-  __syncthreads();
-  v = 0;
-  for (int i = 0; i < COUNT; i++) v += room[i];
-  return v;
-}
-template <int COUNT>
-DEVICE float block_max(float v, float* room) {
-  v = warp_max(v);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
-  __syncthreads();
-  v = room[0];
-  for (int i = 1; i < COUNT; i++) v = fmaxf(v, room[i]);
-  return v;
-}
+#include "block.h"
 
 // y = x / sqrt(mean(x^2) + epsilon) * weight, a token a block of 256.
 KERNEL f32_rms_norm(float* y, const float* x, const float* weight, int width, float epsilon) {
@@ -37,9 +15,10 @@ KERNEL f32_rms_norm(float* y, const float* x, const float* weight, int width, fl
 }
 
 // Rotates pairs of elements of each head by the angles of its token's position; elements behind 2 `pairs` stay.
-// Tables are [positions][pairs]. A thread has an element of y; y may not be x.
+// Tables are [positions][pairs]; tokens behind them, which nobody reads, get the last. A thread has an element of y; y may
+// not be x.
 KERNEL f32_rotary(float* y, const float* x, const float* cosines, const float* sines, const u32* past, int tokens,
-                  int heads, int width, int pairs, int interleaved) {
+                  int heads, int width, int positions, int pairs, int interleaved) {
   const size_t at = size_t(blockIdx.x) * 256 + threadIdx.x;
   if (at >= size_t(tokens) * heads * width) return;
   const int c = at % width, token = at / (size_t(heads) * width);
@@ -50,31 +29,26 @@ KERNEL f32_rotary(float* y, const float* x, const float* cosines, const float* s
   const int pair = interleaved ? c / 2 : c % pairs;
   const bool second = interleaved ? c % 2 : c >= pairs;
   const int apart = interleaved ? 1 : pairs;
-  const size_t angle = size_t(*past + token) * pairs + pair;
+  const size_t angle = size_t(min(int(*past) + token, positions - 1)) * pairs + pair;
   const float cosine = cosines[angle], sine = sines[angle];
   y[at] = second ? x[at] * cosine + x[at - apart] * sine : x[at] * cosine - x[at + apart] * sine;
 }
 
-// y = gate * sigmoid(gate) * up.
-KERNEL f32_swiglu(float* y, const float* gate, const float* up, int count) {
-  const int i = blockIdx.x * 256 + threadIdx.x;
-  if (i >= count) return;
-  const float g = gate[i];
-  y[i] = g / (1 + expf(-g)) * up[i];
-}
-
 // Scores and values of one part of the context, for one head of one token: a block of 128. Blocks are heads, tokens,
-// parts. Token t sees past + t + 1 positions; a part is as many of them as any other but the last. Of a part, the
+// parts. Token t sees past + t + 1 positions, or where it is not causal all `capacity`, and of them those whose mask, if
+// there is one, is not 0; a part is as many of them as any other but the last. Of a part, the
 // values weighted by exp(score - maximum) go to `partial`, then the maximum and the sum of those weights:
 // [tokens][heads][parts][width + 2]. The cache is [kv_heads][capacity][width], width a multiple of 8 up to 256.
 // Eight lanes read a key, eight elements each.
 template <class E>
 DEVICE void attention(float* partial, const float* q, const typename E::Type* keys, const typename E::Type* values,
-                      const u32* past, int kv_heads, int width, int capacity, float scale) {
+                      const u32* past, const int* mask, int kv_heads, int width, int capacity, int causal,
+                      float scale) {
   const int TILE = 64;
   __shared__ float query[256], weights[TILE], room[4], sums[256];
   const int head = blockIdx.x, token = blockIdx.y, part = blockIdx.z, heads = gridDim.x, parts = gridDim.z;
-  const int all = min(capacity, int(*past) + token + 1), span = (all + parts - 1) / parts;
+  const int all = causal ? min(capacity, int(*past) + token + 1) : capacity;
+  const int span = (all + parts - 1) / parts;
   const int begin = part * span, end = min(all, begin + span);
   const size_t of_head = size_t(head / (heads / kv_heads)) * capacity * width;
   const size_t row = size_t(token) * heads + head;
@@ -99,12 +73,14 @@ DEVICE void attention(float* partial, const float* q, const typename E::Type* ke
       }
 #pragma unroll
       for (int m = 4; m > 0; m >>= 1) dot += shuffle_xor(dot, m);
-      if (threadIdx.x % 8 == 0) weights[p] = p < count ? dot : -INFINITY;
+      if (threadIdx.x % 8 == 0) weights[p] = p < count && !(mask && mask[at + p] == 0) ? dot : -INFINITY;
     }
     __syncthreads();
     const float score = threadIdx.x < TILE ? weights[threadIdx.x] : -INFINITY;
     const float higher = fmaxf(top, block_max<4>(score, room));
-    const float weight = expf(score - higher), rescale = expf(top - higher);
+    // Nothing seen so far has no share.
+    const float weight = score == -INFINITY ? 0 : expf(score - higher);
+    const float rescale = top == -INFINITY ? 0 : expf(top - higher);
     if (threadIdx.x < TILE) weights[threadIdx.x] = weight;
     sum = sum * rescale + block_sum<4>(weight, room);
     top = higher;
@@ -143,6 +119,7 @@ struct Single {
     e[0] = a.x, e[1] = a.y, e[2] = a.z, e[3] = a.w, e[4] = b.x, e[5] = b.y, e[6] = b.z, e[7] = b.w;
   }
   DEVICE float narrow(float f) { return f; }
+  DEVICE float widen(float f) { return f; }
 };
 struct Half {
   typedef u16 Type;
@@ -166,11 +143,11 @@ KERNEL f32_attention_sum(float* y, const float* partial, int width, int parts) {
     float v = 0, sum = 0;
     for (int p = 0; p < parts; p++) {
       const float* const one = from + p * (width + 2);
-      const float weight = expf(one[width] - top);
+      const float weight = one[width] == -INFINITY ? 0 : expf(one[width] - top);
       v += weight * one[c];
       sum += weight * one[width + 1];
     }
-    y[row * width + c] = v / sum;
+    y[row * width + c] = sum > 0 ? v / sum : 0;
   }
 }
 
@@ -190,8 +167,9 @@ DEVICE void keep(typename E::Type* keys, typename E::Type* values, const float* 
 
 #define CACHE(NAME, E)                                                                                            \
   KERNEL NAME##_attention(float* partial, const float* q, const E::Type* keys, const E::Type* values,             \
-                          const u32* past, int kv_heads, int width, int capacity, float scale) {                  \
-    attention<E>(partial, q, keys, values, past, kv_heads, width, capacity, scale);                               \
+                          const u32* past, const int* mask, int kv_heads, int width, int capacity, int causal,    \
+                          float scale) {                                                                          \
+    attention<E>(partial, q, keys, values, past, mask, kv_heads, width, capacity, causal, scale);                 \
   }                                                                                                               \
   KERNEL NAME##_keep(E::Type* keys, E::Type* values, const float* k, const float* v, const u32* past, int tokens, \
                      int kv_heads, int width, int capacity) {                                                     \
@@ -200,12 +178,22 @@ DEVICE void keep(typename E::Type* keys, typename E::Type* values, const float* 
 CACHE(f16, Half)
 CACHE(f32, Single)
 
-// Rows of a table of 16-bit elements, `stride` apart. An id outside of the table gives zeros.
-template <class T>
-DEVICE void embed(float* y, const u16* table, const u32* ids, int rows, int width, int stride) {
-  const u32 id = ids[blockIdx.x];
+// Rows of a table, `stride` apart. A negative id counts from the end; one outside of the table gives
+// zeros.
+template <class T, class E>
+DEVICE void embed(float* y, const E* table, const u32* ids, int rows, int width, int stride) {
+  u32 id = ids[blockIdx.x];
+  if (int(id) < 0) id += rows;
   for (int c = threadIdx.x; c < width; c += 256)
     y[size_t(blockIdx.x) * width + c] = id < u32(rows) ? T::widen(table[size_t(id) * stride + c]) : 0;
+}
+KERNEL f32_embed(float* y, const float* table, const u32* ids, int rows, int width, int stride) {
+  embed<Single>(y, table, ids, rows, width, stride);
+}
+// y = x, rows of tokens, plus the rows of a table from `past` on; tokens behind it, which nobody reads, get its last.
+KERNEL f32_positions(float* y, const float* x, const float* table, const u32* past, int width, int positions) {
+  const size_t token = blockIdx.x, row = min(int(*past) + int(blockIdx.x), positions - 1);
+  for (int c = threadIdx.x; c < width; c += 256) y[token * width + c] = x[token * width + c] + table[row * width + c];
 }
 // To 16 bits, in rows of `stride` elements; those behind `cols` are 0. A block has a row.
 template <class T>

@@ -3,6 +3,9 @@
 #include "vector.cu"
 #include "matrix.cu"
 #include "decoder.cu"
+#include "elementwise.cu"
+#include "rows.cu"
+#include "window.cu"
 
 static const struct {
   const char* name;

@@ -22,6 +22,7 @@ using std::min;
 
 struct uint3 { u32 x, y, z; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
+struct alignas(8) int2 { int x, y; };
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
