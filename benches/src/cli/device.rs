@@ -1,5 +1,6 @@
 //! `--device`: what a model is to run on.
 
+use std::fmt;
 use std::str::FromStr;
 
 /// A device of this machine.
@@ -8,42 +9,43 @@ pub enum Device {
     /// Its processor.
     Cpu,
     /// A GPU of NVIDIA, by number.
-    Cuda(usize),
+    Cuda {
+        /// Which.
+        ordinal: usize,
+        /// The processor, where there is no such GPU.
+        or_cpu: bool,
+    },
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda { ordinal, or_cpu } => {
+                let rest = if *or_cpu { ",cpu" } else { "" };
+                write!(f, "cuda:{ordinal}{rest}")
+            }
+        }
+    }
 }
 
 impl FromStr for Device {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Device, String> {
-        match text.split_once(':') {
+        let (first, or_cpu) = match text.strip_suffix(",cpu") {
+            Some(first) => (first, true),
+            None => (text, false),
+        };
+        let cuda = |ordinal| Device::Cuda { ordinal, or_cpu };
+        match first.split_once(':') {
             None if text == "cpu" => Ok(Device::Cpu),
-            None if text == "cuda" => Ok(Device::Cuda(0)),
-            Some(("cuda", n)) => (n.parse().map(Device::Cuda))
+            None if first == "cuda" => Ok(cuda(0)),
+            Some(("cuda", n)) => (n.parse().map(cuda))
                 .map_err(|_| format!("expected a number after cuda:, not {n:?}")),
-            _ => Err("expected cpu, cuda or cuda:N".into()),
+            _ => Err("expected cpu, cuda, cuda:N or cuda:N,cpu".into()),
         }
     }
-}
-
-/// Why nothing can be measured on a GPU.
-#[cfg(feature = "cuda")]
-pub fn refusal(ordinal: usize) -> String {
-    match lacuna::cuda::Device::open(ordinal) {
-        Err(e) => e.to_string(),
-        Ok(device) => {
-            let (major, minor) = device.capability();
-            format!(
-                "cuda:{ordinal} is there ({}, compute capability {major}.{minor}), but models do not run on GPUs yet",
-                device.name()
-            )
-        }
-    }
-}
-
-/// Why nothing can be measured on a GPU.
-#[cfg(not(feature = "cuda"))]
-pub fn refusal(_: usize) -> String {
-    "this lacuna-bench was built without its feature cuda".into()
 }
 
 #[cfg(test)]
@@ -53,9 +55,15 @@ mod tests {
     #[test]
     fn devices_have_names() {
         assert_eq!("cpu".parse(), Ok(Device::Cpu));
-        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
-        assert_eq!("cuda:12".parse(), Ok(Device::Cuda(12)));
-        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cpu:0"] {
+        let cuda = |ordinal, or_cpu| Ok(Device::Cuda { ordinal, or_cpu });
+        assert_eq!("cuda".parse(), cuda(0, false));
+        assert_eq!("cuda:12".parse(), cuda(12, false));
+        assert_eq!("cuda,cpu".parse(), cuda(0, true));
+        assert_eq!("cuda:3,cpu".parse(), cuda(3, true));
+        for text in ["cpu", "cuda:0", "cuda:7,cpu"] {
+            assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
+        }
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cpu:0", "cpu,cpu", "cuda,gpu", ",cpu"] {
             assert!(wrong.parse::<Device>().is_err(), "{wrong}");
         }
     }

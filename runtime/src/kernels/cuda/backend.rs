@@ -2,7 +2,7 @@
 //! compiled for the host.
 
 use super::error::Result;
-use super::launch::{Launch, Product, Region, Weight};
+use super::launch::{Argument, Launch, Product, Region, Weight};
 use std::fmt::Debug;
 
 /// What a machine reaches: what estimates are made of.
@@ -37,6 +37,36 @@ impl Work {
         match self {
             Work::Launch(launch) => &launch.kernel,
             Work::Blas(..) => "cublas_gemm",
+        }
+    }
+
+    /// The regions of its weight.
+    pub(crate) fn weights(&self) -> Vec<Region> {
+        match self {
+            Work::Launch(launch) => launch.weights.clone(),
+            Work::Blas(Weight::Dense { values, .. }, _) => vec![*values],
+            Work::Blas(..) => Vec::new(),
+        }
+    }
+
+    /// Puts another region of the same length in the place of one of its weight's.
+    pub(crate) fn replace(&mut self, old: Region, new: Region) {
+        match self {
+            Work::Launch(launch) => {
+                let to = |region: &mut Region| {
+                    if *region == old {
+                        *region = new;
+                    }
+                };
+                launch.weights.iter_mut().for_each(to);
+                for argument in &mut launch.arguments {
+                    if *argument == Argument::Pointer(old.address) {
+                        *argument = Argument::Pointer(new.address);
+                    }
+                }
+            }
+            Work::Blas(Weight::Dense { values, .. }, _) if *values == old => *values = new,
+            Work::Blas(..) => {}
         }
     }
 }

@@ -53,6 +53,8 @@ pub struct Launch {
     pub threads: u32,
     /// As many as the kernel has parameters.
     pub arguments: Vec<Argument>,
+    /// Those of them that are a weight's.
+    pub weights: Vec<Region>,
 }
 
 /// A launch in the making: arguments in order, each checked.
@@ -81,6 +83,7 @@ impl Builder {
             grid: blocks,
             threads,
             arguments: Vec::new(),
+            weights: Vec::new(),
         }))
     }
 

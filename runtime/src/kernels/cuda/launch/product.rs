@@ -236,7 +236,17 @@ impl Weight {
 }
 
 impl Builder {
-    fn weight(self, weight: &Weight) -> Result<Builder> {
+    fn weight(mut self, weight: &Weight) -> Result<Builder> {
+        self.0.weights = match *weight {
+            Weight::Bitmask {
+                masks,
+                starts,
+                values,
+                ..
+            } => vec![masks, starts, values],
+            Weight::Dense { values, .. } | Weight::Tiles { values, .. } => vec![values],
+            Weight::TwoFour { values, places, .. } => vec![values, places],
+        };
         match *weight {
             Weight::Bitmask {
                 form,
