@@ -3,7 +3,8 @@
 use crate::{Error, Result, model};
 use lacuna::PhaseKind;
 use lacuna::cuda::{
-    Ceilings, DeviceDecoder, DeviceDecoderOptions, DeviceOptions, DeviceSession, DeviceStepInfo, Gpu, StepTime,
+    Ceilings, DeviceDecoder, DeviceDecoderOptions, DeviceOptions, DeviceSession, DeviceStepInfo,
+    Gpu, StepTime,
 };
 use serde::Serialize;
 use std::fmt::Write;
@@ -237,7 +238,9 @@ pub fn cuda_text(r: &CudaReport) -> String {
             run.phase, run.median_ms, run.min_ms, run.max_ms, run.n
         );
         for s in &run.steps {
-            let gemm = s.gemm_share.map_or(String::new(), |g| format!(" {:3.0} %", g * 100.0));
+            let gemm = s
+                .gemm_share
+                .map_or(String::new(), |g| format!(" {:3.0} %", g * 100.0));
             let _ = writeln!(
                 out,
                 "  {:<28} {:<22} {:<26} {:9.1} us {:8.1} GB/s {:3.0} % {:7.2} TFLOP/s{gemm}  {}",
@@ -272,7 +275,10 @@ mod tests {
     #[test]
     fn runs_are_shown_with_their_rates() {
         let run = summary("decode", 1, vec![0.003, 0.001, 0.002]);
-        assert_eq!((run.median_ms, run.min_ms, run.max_ms, run.n), (2.0, 1.0, 3.0, 3));
+        assert_eq!(
+            (run.median_ms, run.min_ms, run.max_ms, run.n),
+            (2.0, 1.0, 3.0, 3)
+        );
         let report = CudaReport {
             schema: 1,
             model: "m".into(),
@@ -287,7 +293,13 @@ mod tests {
             runs: vec![run],
         };
         let text = cuda_text(&report);
-        assert!(text.contains("decode   500.0 tokens/s   median 2.000 ms"), "{text}");
-        assert!(text.contains("copy 3000.0 GB/s   cuBLAS is not installed"), "{text}");
+        assert!(
+            text.contains("decode   500.0 tokens/s   median 2.000 ms"),
+            "{text}"
+        );
+        assert!(
+            text.contains("copy 3000.0 GB/s   cuBLAS is not installed"),
+            "{text}"
+        );
     }
 }

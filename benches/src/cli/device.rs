@@ -63,7 +63,9 @@ mod tests {
         for text in ["cpu", "cuda:0", "cuda:7,cpu"] {
             assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
         }
-        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cpu:0", "cpu,cpu", "cuda,gpu", ",cpu"] {
+        for wrong in [
+            "", "gpu", "cuda:", "cuda:-1", "cpu:0", "cpu,cpu", "cuda,gpu", ",cpu",
+        ] {
             assert!(wrong.parse::<Device>().is_err(), "{wrong}");
         }
     }

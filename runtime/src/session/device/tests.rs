@@ -5,7 +5,8 @@ use super::{DeviceDecoder, DeviceDecoderOptions, DeviceSession};
 use crate::cuda::{DeviceForm, DeviceOptions, DeviceStepInfo, Machine};
 use crate::kernels::cuda::machine::{Host, machine};
 use crate::model::{
-    Coordinates, Dim, Graph, Input, Interpolation, Op, PadMode, Padding, Resized, Weights, Window,
+    Coordinates, Dim, Graph, Input, Interpolation, Node, Op, PadMode, Padding, Resized, Weights,
+    Window,
 };
 use crate::{
     DType, Decoder, DecoderOptions, Model, PhaseKind, Session, SessionOptions, TensorView, Weight,
@@ -59,6 +60,23 @@ fn near(got: &[f32], want: &[f32], part: f32, what: &str) {
 fn every(model: &Model, form: DeviceForm) -> BTreeMap<String, Vec<DeviceForm>> {
     let weights = model.product_weights().into_iter();
     weights.map(|w| (w.0.to_owned(), vec![form])).collect()
+}
+
+/// A decoder with a layer of logits, which only the last token of a chunk goes through.
+fn with_output_layer(model: &Model) -> Model {
+    let (mut graph, mut weights) = (model.graph().clone(), model.weights().clone());
+    let values: Vec<f32> = (0..37 * 40)
+        .map(|i| ((i * 31 % 97) as f32 - 48.0) / 300.0)
+        .collect();
+    weights.insert("head".into(), Weight::from_f32(&[37, 40], &values));
+    graph.nodes.push(Node {
+        name: "logits".into(),
+        op: Op::MatMul { trans_b: true },
+        inputs: vec![graph.outputs[0].clone(), "head".into()],
+        output: "logits".into(),
+    });
+    graph.outputs = vec!["logits".into()];
+    Model::new(graph, weights).unwrap()
 }
 
 /// Prompt and steps of a decoder on both.
@@ -116,7 +134,7 @@ fn decoders(model: &Model, plan: DeviceOptions, part: f32, what: &str) -> Device
 #[test]
 #[ignore = "needs a C++ compiler"]
 fn decoders_say_what_the_cpu_says() {
-    let plain = model(4, 2, 16, 16, true);
+    let plain = with_output_layer(&model(4, 2, 16, 16, true));
     for (rotary, heads) in [(true, (4, 2)), (false, (3, 3))] {
         let model = pruned(&model(heads.0, heads.1, 16, 16, rotary), half);
         let device = decoders(&model, DeviceOptions::default(), 4e-3, "chosen");
@@ -346,7 +364,7 @@ fn networks_say_what_the_cpu_says() {
 #[ignore = "needs a C++ compiler"]
 fn other_operators_say_what_the_cpu_says() {
     let mut n = Net::new(9);
-    let wide = n.0.weight(&[3, 1, 5], 1.0);
+    let wide = n.0.weight(&[5, 1, 5], 1.0);
     let slope = n.0.weight(&[5, 1, 1], 0.5);
     let mut outputs = Vec::new();
     for op in [
@@ -444,6 +462,29 @@ fn other_operators_say_what_the_cpu_says() {
     );
 }
 
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn a_recurrent_step_says_what_the_cpu_says() {
+    let mut n = Net::new(7);
+    let vectors = [(19, 1.0), (19, 1.0), (1, 2.0), (1, 2.0)].map(|(n_, s)| n.0.weight(&[n_], s));
+    let inputs = ["u", "h", &vectors[0], &vectors[1], &vectors[2], &vectors[3]];
+    let y = n.node(Op::FastGRNN, &inputs);
+    let model = n.model(
+        ["u", "h"].map(|i| Input::f32(i, fixed(&[3, 19]))).to_vec(),
+        &[y],
+    );
+    let (u, h) = (image(57), image(57));
+    let inputs = [TensorView::f32(&[3, 19], &u), TensorView::f32(&[3, 19], &h)];
+    sessions(
+        &model,
+        machine(),
+        &DeviceOptions::default(),
+        &inputs,
+        1e-5,
+        "cell",
+    );
+}
+
 /// An encoder of two texts, one of them shorter: embeddings, positions, masks.
 #[test]
 #[ignore = "needs a C++ compiler"]
@@ -505,7 +546,14 @@ fn cublas_takes_dense_layers_and_the_epilogue_follows() {
     let model = network(2);
     let data = image(2 * 3 * 13 * 11);
     let inputs = [TensorView::f32(&[2, 3, 13, 11], &data)];
-    let classifier = model.product_weights().last().unwrap().0.to_owned();
+    let is_classifier = |w: &&(&str, &Node)| model.weights()[w.0].shape() == [11, 24];
+    let classifier = model
+        .product_weights()
+        .iter()
+        .find(is_classifier)
+        .unwrap()
+        .0
+        .to_owned();
     let options = DeviceOptions {
         forms: BTreeMap::from([(classifier, vec![DeviceForm::DenseBlas])]),
         ..DeviceOptions::default()
