@@ -204,7 +204,8 @@ impl Device {
             _ => (64.0, 0.0),
         };
         Ok(Limits {
-            bandwidth: 2.0 * memory_clock * width / 8.0,
+            // Some drivers do not tell the clock: then the slowest memory that is met.
+            bandwidth: (2.0 * memory_clock * width / 8.0).max(25e9),
             vector: clock * processors * lanes,
             tensor: clock * processors * tensor,
             launch: 0.0,
