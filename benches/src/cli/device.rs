@@ -43,7 +43,7 @@ impl FromStr for Device {
             None if first == "cuda" => Ok(cuda(0)),
             Some(("cuda", n)) => (n.parse().map(cuda))
                 .map_err(|_| format!("expected a number after cuda:, not {n:?}")),
-            _ => Err("expected cpu, cuda, cuda:N or cuda:N,cpu".into()),
+            _ => Err("expected cpu, cuda or cuda:N, or cuda:N,cpu".into()),
         }
     }
 }
