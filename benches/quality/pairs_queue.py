@@ -10,7 +10,8 @@ A run that has a row is skipped, and one that was killed goes on where it was, s
 
 `pagcp` cuts and trains in rounds; every other variant is cut at once. All of them, `dense` too, are trained for as many
 epochs in all. --latency needs onnxruntime. `--only GLOB` picks runs by name, `--wrap CMD` puts a command before each run,
-`--quick` is a smaller setting, whose rows have it in their name; `--table` prints what README.md has.
+`--quick` is a smaller setting, whose rows have it in their name; `--table` and `--summary` print what
+README.md has.
 """
 import argparse
 import fnmatch
@@ -32,8 +33,8 @@ CHANNELS = {
     "global-l1": ["--criterion", "l1", "--scope", "global"],
     "group-norm": ["--criterion", "group-norm", "--scope", "global"],
 }
-BUDGETS = {"flops": ["--flops", "0.4"], "parameters": ["--parameters", "0.4"]}
-PAGCP = ["--allowance", "0.5", "--inflation", "6", "--rounds", "12"]
+BUDGETS = {"flops": ["--flops", "0.4"], "parameters": ["--parameters", "0.4"], "latency": ["--latency", "0.45"]}
+PAGCP = ["--allowance", "0.5", "--inflation", "6", "--rounds", "20"]
 # Training images, epochs of the first network, of a round, and of all others in all; the learning rate afterwards.
 FULL = dict(limit=59000, first=10, round=1, total=12, lr=0.05)
 QUICK = dict(limit=20000, first=6, round=1, total=9, lr=0.05)
@@ -46,13 +47,16 @@ def runs():
         yield f"dense-seed{seed}", "dense", None, seed
         for budget in BUDGETS:
             for variant in ["pagcp", *CHANNELS]:
-                yield f"{variant}-{budget}-seed{seed}", variant, budget, seed
+                # Only the method that measures what it cuts can keep a budget of milliseconds.
+                if budget != "latency" or variant == "pagcp" and seed == 0:
+                    yield f"{variant}-{budget}-seed{seed}", variant, budget, seed
 
 
 class Queue:
     def __init__(self, args):
         self.args = args
         self.how = QUICK if args.quick else FULL
+        self.latencies = os.path.join(args.work or "", "first.table.json")
         self.wrap = shlex.split(args.wrap)
 
     def place(self, name, end=".safetensors"):
@@ -75,6 +79,12 @@ class Queue:
         flags = ["--epochs", str(epochs)] + self.training(lr, seed) + list(more)
         return self.call([self.args.prune, "train", source] + flags + ["-o", self.place(name), "--json"])
 
+    def budget(self, name):
+        """Flags of a budget; that of milliseconds needs the table of the first network, made alone on the machine."""
+        if name == "latency" and not os.path.exists(self.latencies):
+            self.call([self.args.bench, self.place("first"), "--threads", "1", "--min-time-ms", "30", "--table", self.latencies, "--json"])
+        return BUDGETS[name] + (["--table", self.latencies] if name == "latency" else [])
+
     def measure(self, path):
         command = [self.args.prune, "eval", path, "--data", self.args.data, "--threads", self.args.threads, "--batch", "32"]
         found = self.call(command + self.tasks() + ["--json"])["tasks"]
@@ -92,16 +102,16 @@ class Queue:
         else:
             cut, spent = self.place(name + "-cut"), 0
             if variant == "pagcp":
-                own = PAGCP + BUDGETS[budget] + ["--fine-tune", str(self.how["round"])] + self.training(self.how["lr"], seed)
+                own = PAGCP + self.budget(budget) + ["--fine-tune", str(self.how["round"])] + self.training(self.how["lr"], seed)
                 report = self.call([self.args.prune, "pagcp", self.place("first")] + own + ["-o", cut, "--json"])
                 row |= dict(rounds=len(report["rounds"]), budget_met=report["budget_met"])
                 spent = self.how["round"] * len(report["rounds"])
                 # The same at once, without a training between rounds, for what it is worth before one.
                 once = self.place(name + "-once")
-                self.call([self.args.prune, "pagcp", self.place("first")] + PAGCP + BUDGETS[budget] + self.training(0.05, seed) + ["-o", once, "--json"])
+                self.call([self.args.prune, "pagcp", self.place("first")] + PAGCP + self.budget(budget) + self.training(0.05, seed) + ["-o", once, "--json"])
                 row |= dict(untrained=self.measure(once))
             else:
-                self.call([self.args.prune, "channels", self.place("first")] + CHANNELS[variant] + BUDGETS[budget] + ["-o", cut, "--json"])
+                self.call([self.args.prune, "channels", self.place("first")] + CHANNELS[variant] + self.budget(budget) + ["-o", cut, "--json"])
                 row |= dict(untrained=self.measure(cut))
             self.train(cut, name, max(1, total - spent), self.how["lr"], seed)
             row |= dict(epochs=spent + max(1, total - spent))
@@ -163,6 +173,26 @@ def table(path, quick):
         print("| " + " | ".join(cells + [time_of("ms"), time_of("onnxruntime_ms")]) + " |")
 
 
+def summary(path, quick):
+    """Over the seeds: means and deviations, and the task that is furthest behind `dense`."""
+    rows = [r for r in read(path) if r["quick"] == quick and r["kind"] == "accuracy" and r["variant"] != "first"]
+    groups = {}
+    for r in rows:
+        groups.setdefault((r["budget"] or "", r["variant"]), []).append(r)
+    mean = lambda rs, t: statistics.mean(r["trained"][t]["value"] for r in rs)
+    dense = groups.get(("", "dense"))
+    head = ["budget", "variant", "seeds", "MACs", "parameters", *TASKS, "worst task, points behind dense", "losses before training"]
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    for (budget, variant), rs in sorted(groups.items()):
+        part = lambda key: f"{100 * statistics.mean(r[key] for r in rs) / dense[0][key]:.1f} %"
+        spread = lambda t: statistics.stdev(r["trained"][t]["value"] for r in rs) if len(rs) > 1 else 0
+        cells = [budget, variant, str(len(rs)), part("macs"), part("parameters")]
+        cells += [f"{mean(rs, t):.2f} ± {spread(t):.2f}" for t in TASKS]
+        cells.append(f"{max(mean(dense, t) - mean(rs, t) for t in TASKS):.2f}")
+        cells.append(" / ".join(f"{rs[0]['untrained'][t]['loss']:.2f}" for t in TASKS) if "untrained" in rs[0] else "")
+        print("| " + " | ".join(cells) + " |")
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--prune", default="target/release/prune")
@@ -175,11 +205,13 @@ def main():
     args.add_argument("--wrap", default="nice")
     args.add_argument("--only", default="*")
     args.add_argument("--turns", type=int, default=5)
-    for flag in ["--quick", "--list", "--table", "--latency"]:
+    for flag in ["--quick", "--list", "--table", "--summary", "--latency"]:
         args.add_argument(flag, action="store_true")
     args = args.parse_args()
     if args.table:
         return table(args.results, args.quick)
+    if args.summary:
+        return summary(args.results, args.quick)
     queue = Queue(args)
     if args.latency:
         return latency(queue)

@@ -6,7 +6,7 @@ use crate::table::{Alone, Table, TableLayer};
 use crate::{Config, Error, Result, median, normal};
 use lacuna::model::{Dim, Graph, Input, Node, Op, Weights};
 use lacuna::plan::Forms;
-use lacuna::{DType, Model, PhaseKind, Weight};
+use lacuna::{DType, Isa, Model, PhaseKind, Weight};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -51,11 +51,7 @@ pub(crate) fn fill(
     let both = median(&whole.decode).zip(median(&whole.prefill));
     table.whole_ms = both.map(|(token, prompt)| [token, prompt]);
     drop(whole);
-    // Decoders round inputs where that is faster; layers alone do as the decoder did.
-    let config = Config {
-        round_inputs: config.round_inputs.or(Some(table.isa == "avx512bf16")),
-        ..config.clone()
-    };
+    let isa = Isa::parse(&table.isa).map_err(Error::Option)?;
     let mut known: HashMap<String, TableLayer> = HashMap::new();
     let layers = model.prunable();
     for (i, (name, node)) in layers.iter().enumerate() {
@@ -70,7 +66,15 @@ pub(crate) fn fill(
                 weight: (*name).to_owned(),
                 ..same.clone()
             },
-            None => layer(name, node, weight, &config)?,
+            None => {
+                // Decoders round inputs where that is faster; layers alone do as the decoder did.
+                let rounds = isa.multiplies(weight.dtype(), true);
+                let config = Config {
+                    round_inputs: config.round_inputs.or(Some(rounds)),
+                    ..config.clone()
+                };
+                layer(name, node, weight, &config)?
+            }
         };
         known.insert(key, layer.clone());
         table.layers.push(layer);
@@ -88,7 +92,7 @@ pub(crate) fn fill(
                 node: node.name.clone(),
                 ..same.clone()
             },
-            None => attention(node, [query, value], &config)?,
+            None => attention(node, [query, value], config)?,
         };
         seen.insert(key, attention.clone());
         table.attentions.push(attention);

@@ -102,9 +102,9 @@ fn every_family_computes_what_transformers_computes() {
 fn exported_folders_are_read_as_the_model_that_they_are_of() {
     let dir = tempfile::tempdir().unwrap();
     for (name, reference) in [
-        ("llama.gguf", "gguf"),
+        ("mistral", "mistral"),
         ("bitmask-0.9.4", "bitmask"),
-        ("qwen2", "qwen2"),
+        ("llama", "llama"),
     ] {
         let model = open(language(name), &Options::default()).unwrap();
         let folder = dir.path().join(name);
@@ -126,17 +126,38 @@ fn exported_folders_are_read_as_the_model_that_they_are_of() {
         assert_eq!((a.context, a.bos, &a.eos), (b.context, b.bos, &b.eos));
         assert_eq!(model.tokenizer.as_deref(), back.tokenizer.as_deref());
     }
-    let read = |name: &str| -> Value {
-        let text = std::fs::read(dir.path().join(name).join("config.json")).unwrap();
+}
+
+/// Qwen2 has biases of queries, keys and values alone.
+#[test]
+fn biases_that_a_llama_has_and_the_model_has_not_are_exported_as_zeros() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = dir.path().join("plain");
+    std::fs::create_dir(&plain).unwrap();
+    for file in std::fs::read_dir(language("qwen2")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), plain.join(file.file_name())).unwrap();
+    }
+    let read = |folder: &str| -> Value {
+        let text = std::fs::read(dir.path().join(folder).join("config.json")).unwrap();
         serde_json::from_slice(&text).unwrap()
     };
-    // Biases of queries, keys and values alone: a Llama has the others as zeros.
+    let mut config = read("plain");
+    config.as_object_mut().unwrap().remove("rope_scaling");
+    std::fs::write(plain.join("config.json"), config.to_string()).unwrap();
+    let model = open(&plain, &Options::default()).unwrap();
+    export_hf(&model, &dir.path().join("qwen2")).unwrap();
+    let back = open(dir.path().join("qwen2"), &Options::default()).unwrap();
+    let projections = model.weights().iter().filter(|w| w.0.contains("proj"));
+    for (name, weight) in projections {
+        assert_eq!(back.weights()[name].to_f32(), weight.to_f32(), "{name}");
+    }
     let config = read("qwen2");
     assert_eq!(
         (&config["attention_bias"], &config["mlp_bias"]),
         (&json!(true), &json!(false))
     );
-    let file = Tensors::open(&dir.path().join("qwen2/model.safetensors")).unwrap();
+    let file = Tensors::open(dir.path().join("qwen2/model.safetensors")).unwrap();
     let bias = floats(
         &file
             .require("model.layers.0.self_attn.o_proj.bias")
@@ -150,8 +171,8 @@ fn exported_folders_are_read_as_the_model_that_they_are_of() {
 fn what_is_no_llama_is_not_exported_as_one() {
     let dir = tempfile::tempdir().unwrap();
     for (name, word) in [
-        ("qwen3", "q_norm"),
-        ("llama", "rotary"),
+        ("qwen3", "k_norm"),
+        ("qwen2", "rotary"),
         ("bert", "embed_tokens"),
     ] {
         let model = open(language(name), &Options::default()).unwrap();
@@ -160,7 +181,7 @@ fn what_is_no_llama_is_not_exported_as_one() {
             .to_string();
         assert!(e.contains(word), "{name}: {e}");
     }
-    let mut cut = open(language("llama.gguf"), &Options::default()).unwrap();
+    let mut cut = open(language("bitmask-0.9.4"), &Options::default()).unwrap();
     let name = cut
         .weights()
         .keys()

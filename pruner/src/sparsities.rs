@@ -4,9 +4,9 @@
 use crate::allocator::share;
 use crate::calibrated::grams;
 use crate::calibration::{Block, Blocks, States, windows};
-use crate::search::{Event, Judge, Levels, Round, Search, SearchSettings, Space, Teacher};
-use crate::search::{claim, digest, own_windows, remove};
+use crate::search::{Event, Levels, Parts, Round, Rounds, SearchSettings, Space, Teacher, digest};
 use crate::solver::Statistics;
+use crate::spent::Spent;
 use crate::{Calibration, Error, Layer, Prefix, Progress, Recipe, Result, layer};
 use lacuna::model::Op;
 use lacuna::{Model, Weight};
@@ -77,78 +77,22 @@ impl Recipe {
         let (Some(search), Some(calibration)) = (&self.search, &self.calibration) else {
             return Err(Error::Recipe("no tables [search] and [calibration]".into()));
         };
-        search.check()?;
         let net = Net::new(self, calibration, model, tokens, origin)?;
-        claim(work, &digest(&(self.hash(), &net.digest))?)?;
-        let teacher = Teacher {
-            model,
-            blocks: &net.blocks,
-            digest: &net.digest,
+        let rounds = Rounds {
+            settings: search,
+            calibration,
+            tokens,
+            teacher: Teacher {
+                model,
+                blocks: &net.blocks,
+                digest: &net.digest,
+            },
+            hash: &self.hash(),
+            work,
+            spent: &Spent::default(),
         };
-        let judge = Judge::new(
-            teacher,
-            net.by_block(),
-            &own_windows(calibration, search.windows, tokens)?,
-            search.top,
-            &work.join("teacher.safetensors"),
-            &mut |p| tell(Event::Progress(p)),
-        )?;
-        let mut found = vec![self.sparsity; net.parts.len()];
-        let mut rounds = Vec::new();
-        for round in 0..search.rounds {
-            let ladders = ladders(&found, search, round);
-            let bytes = net.bytes(&ladders);
-            tell(Event::Supernet {
-                round: round + 1,
-                bytes,
-            });
-            let folder = work.join(format!("round-{}", round + 1));
-            std::fs::create_dir_all(&folder).map_err(|source| Error::Io {
-                path: folder.clone(),
-                action: "write",
-                source,
-            })?;
-            let supernet = net.supernet(&ladders, &folder, &mut |p| tell(Event::Progress(p)))?;
-            let space = net.space(&ladders, &supernet);
-            let start: Levels = ladders.iter().map(|l| l.centre).collect();
-            let total: usize = net.layers.iter().map(Layer::numel).sum();
-            let target = (total - share(self.sparsity, total)) as f64;
-            let slack = (TOLERANCE * total as f64).max((space.cost(&start) - target).abs());
-            let evolution = &search.evolution;
-            let state = Search {
-                judge: &judge,
-                space: &space,
-                evolution,
-                seed: calibration.seed,
-                round: round + 1,
-                budget: (target - slack, target + slack),
-                state: work.join(format!("round-{}.json", round + 1)),
-                log: work.join("evaluations.jsonl"),
-            }
-            .run(
-                start,
-                digest(&(self.hash(), &net.digest, &ladders))?,
-                &mut |done, best| {
-                    tell(Event::Generation {
-                        round: [round + 1, search.rounds],
-                        generation: [done, evolution.generations],
-                        best,
-                    });
-                },
-            )?;
-            found = (state.parent.iter().zip(&ladders))
-                .map(|(&l, ladder)| ladder.sparsities[l])
-                .collect();
-            rounds.push(Round {
-                supernet_bytes: bytes,
-                history: state.history,
-            });
-            drop(space);
-            drop(supernet);
-            if round > 0 {
-                remove(&work.join(format!("round-{round}")))?;
-            }
-        }
+        let start = vec![self.sparsity; net.parts.len()];
+        let (found, rounds) = rounds.run(&net, start, tell)?;
         Ok(Found {
             recipe: Recipe {
                 search: None,
@@ -160,66 +104,10 @@ impl Recipe {
     }
 }
 
-/// Sparsities around those of the parts for a round, from 0.
-fn ladders(found: &[f64], search: &SearchSettings, round: usize) -> Vec<Ladder> {
-    let step = search.interval / 2f64.powi(round as i32);
-    // Sums of steps that should meet differ by rounding alone.
-    let near = |s: f64| (s * 1e9).round() / 1e9;
-    let one = |&middle: &f64| {
-        let below = ((middle / step + 1e-6).floor() as usize).min(search.levels);
-        let above = (((1.0 - middle) / step - 1e-6).floor() as usize).min(search.levels);
-        Ladder {
-            sparsities: (0..=below + above)
-                .map(|l| near(middle + (l as f64 - below as f64) * step).max(0.0))
-                .collect(),
-            centre: below,
-        }
-    };
-    found.iter().map(one).collect()
-}
-
-impl<'m> Net<'m> {
-    fn new(
-        recipe: &'m Recipe,
-        calibration: &'m Calibration,
-        model: &'m Model,
-        tokens: &'m [u32],
-        origin: &str,
-    ) -> Result<Net<'m>> {
-        let windows = windows(calibration, tokens)?;
-        let layers = layer::select(model, &recipe.include, &recipe.exclude)?;
-        let blocks = Blocks::new(model, &layers, calibration.window)?;
-        let place = |name: &str| model.graph().nodes.iter().position(|n| n.name == name);
-        let mut parts = Vec::new();
-        for (b, block) in blocks.blocks.iter().enumerate() {
-            let mut own: Vec<usize> = block.layers.iter().map(|l| l.0).collect();
-            own.sort_by_key(|&l| place(&layers[l].node.name));
-            // The first layer behind the attention reads what it gives.
-            let attention = block.place(|op| matches!(op, Op::Attention { .. }));
-            let after = |l: usize| block.place_of(&layers[l].node.name) > attention;
-            let before = own.iter().filter(|&&l| !after(l)).count();
-            let behind = own.split_off((before + 1).min(own.len()));
-            for (behind, layers) in [(false, own), (true, behind)] {
-                if !layers.is_empty() {
-                    parts.push(Part {
-                        block: b,
-                        behind,
-                        layers,
-                    });
-                }
-            }
-        }
-        Ok(Net {
-            recipe,
-            model,
-            calibration,
-            layers,
-            blocks,
-            parts,
-            windows,
-            digest: origin.to_owned(),
-        })
-    }
+impl Parts for Net<'_> {
+    type Choice = f64;
+    type Ladder = Ladder;
+    type Rung = Rung;
 
     fn by_block(&self) -> Vec<Vec<usize>> {
         let of = |b: usize| {
@@ -229,13 +117,29 @@ impl<'m> Net<'m> {
         (0..self.blocks.blocks.len()).map(of).collect()
     }
 
-    /// Elements that a layer loses at a sparsity.
-    fn removes(&self, layer: usize, sparsity: f64) -> usize {
-        let layer = &self.layers[layer];
-        share(sparsity, layer.numel()).max(layer.zeros.min(layer.numel()))
+    /// Sparsities from 0.
+    fn ladders(&self, found: &[f64], settings: &SearchSettings, round: usize) -> Vec<Ladder> {
+        let step = settings.interval / 2f64.powi(round as i32);
+        // Sums of steps that should meet differ by rounding alone.
+        let near = |s: f64| (s * 1e9).round() / 1e9;
+        let one = |&middle: &f64| {
+            let below = ((middle / step + 1e-6).floor() as usize).min(settings.levels);
+            let above = (((1.0 - middle) / step - 1e-6).floor() as usize).min(settings.levels);
+            Ladder {
+                sparsities: (0..=below + above)
+                    .map(|l| near(middle + (l as f64 - below as f64) * step).max(0.0))
+                    .collect(),
+                centre: below,
+            }
+        };
+        found.iter().map(one).collect()
     }
 
-    /// Bytes that a supernet takes on disk: of every layer and level the bitmask, its values and the rows' offsets, or the
+    fn choice(&self, ladder: &Ladder, level: usize) -> f64 {
+        ladder.sparsities[level]
+    }
+
+    /// Of every layer and level the bitmask, its values and the rows' offsets, or the
     /// dense weight where that is less.
     fn bytes(&self, ladders: &[Ladder]) -> u64 {
         let one = |(part, ladder): (&Part, &Ladder)| -> u64 {
@@ -253,7 +157,7 @@ impl<'m> Net<'m> {
         self.parts.iter().zip(ladders).map(one).sum()
     }
 
-    /// What a search chooses from. Level 0 is that of the least sparsity.
+    /// Level 0 is that of the least sparsity.
     fn space<'a>(&'a self, ladders: &[Ladder], supernet: &'a [Vec<Rung>]) -> Space<'a> {
         let numel = |p: &Part| -> usize { p.layers.iter().map(|&l| self.layers[l].numel()).sum() };
         let kept = |p: &Part, s: f64| -> usize {
@@ -273,7 +177,6 @@ impl<'m> Net<'m> {
                 })
                 .collect(),
             kinds: self.parts.iter().map(|p| usize::from(p.behind)).collect(),
-            trades: true,
             allowed: Box::new(|_| true),
             apply: Box::new(|block, chosen| {
                 let mut model = block.clone();
@@ -372,6 +275,67 @@ impl<'m> Net<'m> {
             all: count,
         });
         Ok(all)
+    }
+
+    fn start(&self, ladders: &[Ladder], _: &[Vec<Rung>]) -> Levels {
+        ladders.iter().map(|l| l.centre).collect()
+    }
+
+    fn range(&self, start: f64) -> (f64, f64) {
+        let total: usize = self.layers.iter().map(Layer::numel).sum();
+        let target = (total - share(self.recipe.sparsity, total)) as f64;
+        let slack = (TOLERANCE * total as f64).max((start - target).abs());
+        (target - slack, target + slack)
+    }
+}
+
+impl<'m> Net<'m> {
+    fn new(
+        recipe: &'m Recipe,
+        calibration: &'m Calibration,
+        model: &'m Model,
+        tokens: &'m [u32],
+        origin: &str,
+    ) -> Result<Net<'m>> {
+        let windows = windows(calibration, tokens)?;
+        let layers = layer::select(model, &recipe.include, &recipe.exclude)?;
+        let blocks = Blocks::new(model, &layers, calibration.window)?;
+        let place = |name: &str| model.graph().nodes.iter().position(|n| n.name == name);
+        let mut parts = Vec::new();
+        for (b, block) in blocks.blocks.iter().enumerate() {
+            let mut own: Vec<usize> = block.layers.iter().map(|l| l.0).collect();
+            own.sort_by_key(|&l| place(&layers[l].node.name));
+            // The first layer behind the attention reads what it gives.
+            let attention = block.place(|op| matches!(op, Op::Attention { .. }));
+            let after = |l: usize| block.place_of(&layers[l].node.name) > attention;
+            let before = own.iter().filter(|&&l| !after(l)).count();
+            let behind = own.split_off((before + 1).min(own.len()));
+            for (behind, layers) in [(false, own), (true, behind)] {
+                if !layers.is_empty() {
+                    parts.push(Part {
+                        block: b,
+                        behind,
+                        layers,
+                    });
+                }
+            }
+        }
+        Ok(Net {
+            recipe,
+            model,
+            calibration,
+            layers,
+            blocks,
+            parts,
+            windows,
+            digest: origin.to_owned(),
+        })
+    }
+
+    /// Elements that a layer loses at a sparsity.
+    fn removes(&self, layer: usize, sparsity: f64) -> usize {
+        let layer = &self.layers[layer];
+        share(sparsity, layer.numel()).max(layer.zeros.min(layer.numel()))
     }
 
     fn release(&self, block: &Block) {

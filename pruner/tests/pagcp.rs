@@ -223,6 +223,7 @@ fn budgets_are_met_and_no_more_is_cut_than_they_ask_for() {
             first: vec![1, shape[0]],
             second: vec![1, shape[1].max(2)],
             ms: vec![vec![0.0, 0.1], vec![0.1, 1.0]],
+            prompt_ms: Vec::new(),
         };
         let all = model.prunable().into_iter();
         all.map(|(n, _)| layer(n, model.weights()[n].shape()))
@@ -231,6 +232,8 @@ fn budgets_are_met_and_no_more_is_cut_than_they_ask_for() {
     let table = LatencyTable {
         schema: 1,
         layers: layers(&place.model),
+        attentions: Vec::new(),
+        whole_ms: None,
     };
     for (of, table) in [
         (Saved::Flops, None),
@@ -401,6 +404,8 @@ fn what_does_not_fit_is_refused_by_name() {
             s.budget.table = Some(LatencyTable {
                 schema: 1,
                 layers: vec![],
+                attentions: vec![],
+                whole_ms: None,
             });
         },
         &["stem.conv.weight"],

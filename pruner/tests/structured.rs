@@ -15,6 +15,30 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+/// Runs until it ends, killed at event `first`, then each time `step` later; and how often it was killed.
+fn killed_and_again(
+    settings: &Structured,
+    model: &Model,
+    work: &Path,
+    first: usize,
+    step: usize,
+) -> (Outcome, usize) {
+    let mut times = 0;
+    loop {
+        let mut events = 0;
+        let die = AssertUnwindSafe(|| {
+            settings.run(model, &tokens(600), "a model", work, &mut |_: Event| {
+                events += 1;
+                assert!(events != first + step * times, "killed");
+            })
+        });
+        match catch_unwind(die) {
+            Ok(done) => return (done.unwrap(), times),
+            Err(_) => times += 1,
+        }
+    }
+}
+
 fn tokens(n: usize) -> Vec<u32> {
     let values = spread(n, 1.0, 99);
     (values.iter())
@@ -193,20 +217,7 @@ fn a_search_keeps_its_budget_replays_and_goes_on_after_a_kill() {
     assert_eq!(read, done.settings);
     // Killed at one event or another, each time a little later.
     let killed = dir.path().join("killed");
-    let mut times = 0;
-    let again = loop {
-        let mut events = 0;
-        let die = AssertUnwindSafe(|| {
-            settings.run(&model, &tokens(600), "a model", &killed, &mut |_: Event| {
-                events += 1;
-                assert!(events != 4 + 2 * times, "killed");
-            })
-        });
-        match catch_unwind(die) {
-            Ok(done) => break done.unwrap(),
-            Err(_) => times += 1,
-        }
-    };
+    let (again, times) = killed_and_again(&settings, &model, &killed, 4, 2);
     assert!(times > 3, "{times}");
     assert_eq!(bytes(&again), bytes(&done));
     let other = std::fs::read_to_string(killed.join("evaluations.jsonl")).unwrap();
@@ -312,20 +323,7 @@ fn a_budget_of_milliseconds_is_kept_and_says_what_it_came_to() {
         assert!(done.settings.latency.is_none());
         if at == 0 {
             let killed = dir.path().join("killed");
-            let mut times = 0;
-            let again = loop {
-                let mut events = 0;
-                let die = AssertUnwindSafe(|| {
-                    settings.run(&model, &tokens(600), "a model", &killed, &mut |_: Event| {
-                        events += 1;
-                        assert!(events != 6 + 4 * times, "killed");
-                    })
-                });
-                match catch_unwind(die) {
-                    Ok(done) => break done.unwrap(),
-                    Err(_) => times += 1,
-                }
-            };
+            let (again, times) = killed_and_again(&settings, &model, &killed, 6, 4);
             assert!(times > 2 && again.settings == done.settings);
         }
     }

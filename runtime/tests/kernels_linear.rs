@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Random;
+use common::{Random, isas_of_f32};
 use lacuna::model::{
     Bitmask, Bytes, Dim, Encoding, Graph, Input, Node, Op, Scales, Storage, Weights,
 };
@@ -248,6 +248,10 @@ impl Case {
                 (false, 2, true),
                 (true, 1, true),
             ] {
+                // Others run what one of those runs.
+                if !round_inputs && !isas_of_f32().any(|i| i == isa) {
+                    continue;
+                }
                 let want = match &want[1] {
                     rounded
                         if round_inputs

@@ -2,10 +2,10 @@
 
 mod common;
 
-use common::{Random, compare};
+use common::{Random, compare, isas_of_f32};
 use half::{bf16, f16};
 use lacuna::model::{Dim, Graph, Input, Node, Op, Weights};
-use lacuna::{DType, Isa, Model, Session, SessionOptions, TensorView, Weight};
+use lacuna::{DType, Model, Session, SessionOptions, TensorView, Weight};
 
 /// What a graph input is given.
 enum Given {
@@ -64,7 +64,7 @@ fn one_node(op: Op, given: &[Given], weights: Vec<Weight>, order: Option<&[&str]
 /// of `want`.
 fn check(model: &Model, given: &[Given], want: &[(f64, f64)], tolerance: f64, case: &str) {
     let views: Vec<TensorView<'_>> = given.iter().map(Given::view).collect();
-    for isa in Isa::available() {
+    for isa in isas_of_f32() {
         for threads in [1, 2, 3] {
             let options = SessionOptions {
                 isa: Some(isa.name().into()),
@@ -793,7 +793,7 @@ fn a_constant_sum_behind_a_product_becomes_its_bias() {
             ("b".to_owned(), Weight::from_f32(&shape, &bias)),
         ]);
         let model = Model::new(graph, weights).unwrap();
-        for isa in Isa::available() {
+        for isa in isas_of_f32() {
             let options = SessionOptions {
                 isa: Some(isa.name().into()),
                 threads: 2,

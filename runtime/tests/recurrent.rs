@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{Random, compare};
+use common::{Random, compare, isas_of_f32};
 use lacuna::model::{Dim, Graph, Input, Node, Op, Weights};
-use lacuna::{Isa, Model, Session, SessionOptions, Stream, TensorView, Weight};
+use lacuna::{Model, Session, SessionOptions, Stream, TensorView, Weight};
 
 /// The parameters of a cell of `inputs` and `width` elements, with a linear layer of 3 outputs.
 struct Cell {
@@ -116,7 +116,7 @@ fn streams_agree_with_the_oracle() {
     ] {
         let cell = Cell::new(inputs, width, density);
         let model = cell.model().encoded();
-        for isa in Isa::available() {
+        for isa in isas_of_f32() {
             for (batch, threads) in [(1, 1), (3, 2)] {
                 let options = SessionOptions {
                     isa: Some(isa.name().into()),

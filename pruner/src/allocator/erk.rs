@@ -1,6 +1,6 @@
 //! Erdős–Rényi kernel densities: small layers stay denser.
 
-use super::{Allocation, Allocator, Budget, counts_at, refine_layers};
+use super::{Allocation, Allocator, Budget, at_sparsities};
 use crate::{Layer, Result};
 
 /// The density of a layer is proportional to `(outputs + inputs + kh + kw) / (outputs * inputs * kh * kw)`; a layer that
@@ -20,14 +20,7 @@ impl Allocator for Erk {
             .iter()
             .map(|d| 1.0 - d)
             .collect();
-        if budget.sigma > 0 && budget.remove > 0 {
-            return refine_layers(layers, &start, budget);
-        }
-        Ok(Allocation {
-            remove: counts_at(layers, &start, budget),
-            floored: vec![false; layers.len()],
-            threshold: None,
-        })
+        at_sparsities(layers, &start, budget)
     }
 }
 

@@ -191,6 +191,21 @@ fn refine_layers(layers: &[Layer<'_>], start: &[f64], budget: &Budget) -> Result
     })
 }
 
+/// What goes where layers are to have these sparsities, a floor kept.
+///
+/// # Errors
+/// When the floor and the budget cannot both be met.
+fn at_sparsities(layers: &[Layer<'_>], start: &[f64], budget: &Budget) -> Result<Allocation> {
+    if budget.sigma > 0 && budget.remove > 0 {
+        return refine_layers(layers, start, budget);
+    }
+    Ok(Allocation {
+        remove: counts_at(layers, start, budget),
+        floored: vec![false; layers.len()],
+        threshold: None,
+    })
+}
+
 /// How many weights go from each layer at these sparsities: in all exactly the budget's number,
 /// or by the reference's rule of keeping ties.
 fn counts_at(layers: &[Layer<'_>], sparsities: &[f64], budget: &Budget) -> Vec<usize> {

@@ -1,6 +1,6 @@
 //! OWL (arXiv 2310.05175): blocks with more outliers stay denser.
 
-use super::{Allocation, Allocator, Budget, counts_at, refine_layers};
+use super::{Allocation, Allocator, Budget, at_sparsities};
 use crate::{Error, Layer, Result};
 
 /// The density of a block differs from the mean by up to `2 * 0.08`, in proportion to its share of outliers: elements with
@@ -27,14 +27,7 @@ impl Allocator for Owl {
         })?;
         let sizes: Vec<usize> = layers.iter().map(Layer::numel).collect();
         let start = sparsities(&outliers, &sizes, budget.sparsity);
-        if budget.sigma > 0 && budget.remove > 0 {
-            return refine_layers(layers, &start, budget);
-        }
-        Ok(Allocation {
-            remove: counts_at(layers, &start, budget),
-            floored: vec![false; layers.len()],
-            threshold: None,
-        })
+        at_sparsities(layers, &start, budget)
     }
 }
 

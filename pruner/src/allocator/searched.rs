@@ -1,6 +1,6 @@
 //! Sparsities that a search found.
 
-use super::{Allocation, Allocator, Budget, counts_at, refine_layers};
+use super::{Allocation, Allocator, Budget, at_sparsities};
 use crate::{Error, Layer, Result};
 use std::collections::BTreeMap;
 
@@ -35,13 +35,6 @@ impl Allocator for Searched {
                 "sparsities: `{name}` is no layer that is pruned"
             )));
         }
-        if budget.sigma > 0 && budget.remove > 0 {
-            return refine_layers(layers, &start, budget);
-        }
-        Ok(Allocation {
-            remove: counts_at(layers, &start, budget),
-            floored: vec![false; layers.len()],
-            threshold: None,
-        })
+        at_sparsities(layers, &start, budget)
     }
 }

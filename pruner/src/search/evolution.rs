@@ -5,16 +5,13 @@ use super::{Evolution, Judge, Levels, Space};
 use crate::random::Random;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::PathBuf;
 
 /// With a surrogate: how many candidates are drawn for each that is taken, and of how many times the swaps.
 const DRAWN: usize = 50;
 const WIDER: usize = 3;
-
-/// How far the first generation moves all parts of a kind at once, in levels.
-const SHIFTS: [isize; 4] = [-2, -1, 1, 2];
 
 /// The most parts that lose a level in one trade.
 const TRADED: usize = 3;
@@ -162,8 +159,9 @@ impl Search<'_> {
             false => None,
         };
         let mut made = Vec::new();
-        if state.generation == 0 && self.space.trades {
-            made.extend(self.splits(parent, &mut seen, random));
+        if state.generation == 0 {
+            let splits = self.space.splits(parent, self.budget, random);
+            made.extend(splits.into_iter().filter(|l| seen.insert(l.clone())));
         }
         if let Some(surrogate) = surrogate {
             let swaps = self.evolution.swaps * WIDER;
@@ -176,58 +174,6 @@ impl Search<'_> {
         let rest = all.saturating_sub(made.len());
         made.extend(self.mutants(parent, self.evolution.swaps, rest, &mut seen, random));
         made
-    }
-
-    /// All parts of a kind some levels up or down, and the others, the emptiest or the fullest first, as far the other
-    /// way as keeps the budget: how much of each kind is best is no matter of a few trades.
-    fn splits(
-        &self,
-        parent: &Levels,
-        seen: &mut HashSet<Levels>,
-        random: &mut Random,
-    ) -> Vec<Levels> {
-        let kinds: BTreeSet<usize> = self.space.kinds.iter().copied().collect();
-        let last = |m: usize| self.space.costs[m].len() - 1;
-        let mut made = Vec::new();
-        for kind in kinds {
-            let (own, others): (Vec<usize>, Vec<usize>) =
-                (0..parent.len()).partition(|&m| self.space.kinds[m] == kind);
-            for shift in SHIFTS {
-                let mut levels = parent.clone();
-                for &m in &own {
-                    levels[m] = levels[m].saturating_add_signed(shift).min(last(m));
-                }
-                let mut order = others.clone();
-                random.shuffle(&mut order);
-                let steps: usize = others.iter().map(|&m| last(m)).sum();
-                for _ in 0..steps {
-                    let cost = self.space.cost(&levels);
-                    let next = match cost {
-                        _ if cost > self.budget.1 => {
-                            let down = order.iter().filter(|&&m| levels[m] < last(m));
-                            down.min_by_key(|&&m| levels[m]).map(|&m| (m, 1))
-                        }
-                        _ if cost < self.budget.0 => {
-                            let up = order.iter().filter(|&&m| levels[m] > 0);
-                            up.max_by_key(|&&m| levels[m]).map(|&m| (m, -1))
-                        }
-                        _ => None,
-                    };
-                    let Some((m, step)) = next else { break };
-                    levels[m] = levels[m].saturating_add_signed(step);
-                }
-                if self.fits(&levels) && seen.insert(levels.clone()) {
-                    made.push(levels);
-                }
-            }
-        }
-        made
-    }
-
-    /// Whether levels keep the budget and can be run.
-    fn fits(&self, levels: &Levels) -> bool {
-        let range = self.budget.0..=self.budget.1;
-        range.contains(&self.space.cost(levels)) && (self.space.allowed)(levels)
     }
 
     /// So many candidates at most, of so many swaps at most.
@@ -247,12 +193,12 @@ impl Search<'_> {
             let swaps = 1 + random.below(most).min(random.below(most));
             let mut levels = parent.clone();
             for _ in 0..swaps {
-                match self.space.trades && random.below(2) == 0 {
+                match random.below(2) == 0 {
                     true => self.trade(&mut levels, random),
                     false => self.swap(&mut levels, random),
                 }
             }
-            if self.fits(&levels) && seen.insert(levels.clone()) {
+            if self.space.fits(&levels, self.budget) && seen.insert(levels.clone()) {
                 made.push(levels);
             }
         }

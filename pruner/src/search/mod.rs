@@ -1,51 +1,28 @@
 //! A search over levels of the parts of a decoder, whatever a level is: widths of heads and neurons, or sparsities.
 //!
-//! `evaluate` compares candidates by the answers of the model as it was, `evolution` makes them, `surrogate` guesses
-//! what they bring.
+//! `space` is what there is to choose from, `evaluate` compares candidates by the answers of the model as it was, `evolution`
+//! makes them, `surrogate` guesses what they bring, `rounds` goes from one supernet to the next.
 
 mod evaluate;
 mod evolution;
+mod rounds;
 mod settings;
+mod space;
 mod surrogate;
 
-pub(crate) use evaluate::{Judge, Teacher};
-pub(crate) use evolution::Search;
+pub(crate) use evaluate::Teacher;
+pub(crate) use rounds::{Parts, Rounds};
 pub use settings::{Evolution, SearchSettings, Stage};
+pub(crate) use space::{Levels, Space};
+
+use evaluate::Judge;
+use evolution::Search;
 
 use crate::calibration::{Calibration, windows};
 use crate::{Error, Progress, Result};
-use lacuna::Model;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
-
-/// The level of each part, 0 being the fullest.
-pub(crate) type Levels = Vec<usize>;
-
-/// Makes a block's model with some of the parts at these levels, as pairs of part and level.
-type Apply<'a> = dyn Fn(&Model, &[(usize, usize)]) -> Result<Model> + Sync + 'a;
-
-/// What a search chooses from.
-pub(crate) struct Space<'a> {
-    /// By part and level what it takes of the budget.
-    pub costs: Vec<Vec<f64>>,
-    /// By part and level its size: where a step of a part is as large as one of another of its kind, they may swap.
-    pub sizes: Vec<Vec<usize>>,
-    /// By part.
-    pub kinds: Vec<usize>,
-    /// Whether steps of different kinds may be traded too, as many for as many as keep the budget.
-    pub trades: bool,
-    /// Levels that can be run.
-    pub allowed: Box<dyn Fn(&Levels) -> bool + Sync + 'a>,
-    pub apply: Box<Apply<'a>>,
-}
-
-impl Space<'_> {
-    /// What levels take of the budget.
-    pub fn cost(&self, levels: &Levels) -> f64 {
-        self.costs.iter().zip(levels).map(|(c, &l)| c[l]).sum()
-    }
-}
 
 /// A round of a search.
 #[derive(Clone, Debug, Serialize)]
@@ -83,7 +60,7 @@ pub enum Event {
 ///
 /// # Errors
 /// When it cannot be written, or holds another search.
-pub(crate) fn claim(work: &Path, run: &str) -> Result<()> {
+fn claim(work: &Path, run: &str) -> Result<()> {
     std::fs::create_dir_all(work).map_err(|source| Error::Io {
         path: work.to_owned(),
         action: "write",
@@ -104,11 +81,7 @@ pub(crate) fn claim(work: &Path, run: &str) -> Result<()> {
 ///
 /// # Errors
 /// When the text is too short.
-pub(crate) fn own_windows<'t>(
-    c: &Calibration,
-    count: usize,
-    tokens: &'t [u32],
-) -> Result<Vec<&'t [u32]>> {
+fn own_windows<'t>(c: &Calibration, count: usize, tokens: &'t [u32]) -> Result<Vec<&'t [u32]>> {
     let behind = c.windows + c.held_out;
     let all = Calibration {
         windows: behind + count,
@@ -138,7 +111,7 @@ pub fn tidy(work: &Path, rounds: usize) -> Result<()> {
 }
 
 /// Removes the files of a supernet.
-pub(crate) fn remove(folder: &Path) -> Result<()> {
+fn remove(folder: &Path) -> Result<()> {
     match std::fs::remove_dir_all(folder) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Io {
             path: folder.to_owned(),

@@ -2,8 +2,8 @@
 //! simpler methods on the same engine.
 //!
 //! An attention loses query heads and an MLP neurons: inputs of the matrix that reads them (`local`). `supernet` has every
-//! module at several widths, `search` looks for the widths that keep the model's answers (`evaluate`) at a number of
-//! parameters, and `compact` makes the smaller model.
+//! module at several widths, of which [`search`](crate::search) finds those that keep the model's answers at a number of
+//! parameters (`cost`), and `compact` makes the smaller model.
 
 mod compact;
 mod cost;
@@ -24,16 +24,14 @@ pub use settings::Structured;
 pub use spread::Spread;
 pub use supernet::Accumulation;
 
-use crate::search::{Event, Judge, Levels, Round, Search, SearchSettings, Space, Teacher};
-use crate::search::{claim, digest, own_windows, remove};
-use crate::{Error, LayerError, Result};
+use crate::search::{Event, Levels, Parts, Round, Rounds, SearchSettings, Space, Teacher};
+use crate::{Error, LayerError, Progress, Result};
 use lacuna::Model;
 use plan::Budget;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
-use supernet::{Net, Rung};
+use supernet::{Ladder, Net, Rung};
 
 /// A pruned model and how it came about.
 #[derive(Clone, Debug)]
@@ -111,8 +109,27 @@ impl Structured {
                 Spread::Blocks => spread::blocks(&net, &budget)?,
             },
             (Some(search), true) => {
-                search.check()?;
-                self.find(search, &net, &budget, tokens, work, &mut rounds, tell)?
+                let search = Rounds {
+                    settings: search,
+                    calibration,
+                    tokens,
+                    teacher: Teacher {
+                        model,
+                        blocks: &net.blocks,
+                        digest: &net.digest,
+                    },
+                    hash: &self.hash()?,
+                    work,
+                    spent: &net.spent,
+                };
+                let parts = Widths {
+                    settings: self,
+                    net: &net,
+                    budget: &budget,
+                };
+                let found = search.run(&parts, budget.uniform(&net)?, tell)?;
+                rounds = found.1;
+                found.0
             }
         };
         if !net.attends(|m| counts[m]) {
@@ -235,9 +252,54 @@ impl Structured {
             attempt += 1;
         }
     }
+}
 
-    /// What a search chooses from.
-    fn space<'a>(&self, net: &'a Net<'_>, budget: &Budget, supernet: &'a [Vec<Rung>]) -> Space<'a> {
+/// The modules of a decoder, of which a search finds the widths.
+struct Widths<'a, 'm> {
+    settings: &'a Structured,
+    net: &'a Net<'m>,
+    budget: &'a Budget,
+}
+
+impl Parts for Widths<'_, '_> {
+    /// Atoms.
+    type Choice = usize;
+    type Ladder = Ladder;
+    type Rung = Rung;
+
+    fn by_block(&self) -> Vec<Vec<usize>> {
+        self.net.by_block()
+    }
+
+    fn ladders(&self, found: &[usize], settings: &SearchSettings, round: usize) -> Vec<Ladder> {
+        plan::ladders(self.net, found, settings, round)
+    }
+
+    fn choice(&self, ladder: &Ladder, level: usize) -> usize {
+        ladder.counts[level]
+    }
+
+    fn bytes(&self, ladders: &[Ladder]) -> u64 {
+        self.net.bytes(ladders)
+    }
+
+    fn supernet(
+        &self,
+        ladders: &[Ladder],
+        folder: &Path,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Vec<Rung>>> {
+        let Structured {
+            local,
+            accumulation,
+            ..
+        } = self.settings;
+        self.net
+            .supernet(ladders, local, *accumulation, Some(folder), progress)
+    }
+
+    fn space<'s>(&'s self, _: &[Ladder], supernet: &'s [Vec<Rung>]) -> Space<'s> {
+        let (net, budget) = (self.net, self.budget);
         let cost = |(m, rungs): (usize, &Vec<Rung>)| {
             rungs.iter().map(|r| budget.of(net, m, &r.kept)).collect()
         };
@@ -246,7 +308,6 @@ impl Structured {
             costs: supernet.iter().enumerate().map(cost).collect(),
             sizes: supernet.iter().map(size).collect(),
             kinds: net.modules.iter().map(|m| m.kind as usize).collect(),
-            trades: true,
             allowed: Box::new(|levels: &Levels| net.attends(|m| supernet[m][levels[m]].kept.len())),
             apply: Box::new(|block, chosen| {
                 let rungs = chosen.iter().map(|&(m, l)| (m, &supernet[m][l]));
@@ -255,95 +316,12 @@ impl Structured {
         }
     }
 
-    /// The atoms of each module that a search finds.
-    #[allow(clippy::too_many_arguments)]
-    fn find(
-        &self,
-        search: &SearchSettings,
-        net: &Net<'_>,
-        budget: &Budget,
-        tokens: &[u32],
-        work: &Path,
-        rounds: &mut Vec<Round>,
-        tell: &mut dyn FnMut(Event),
-    ) -> Result<Vec<usize>> {
-        let run = self.hash()?;
-        claim(work, &digest(&(&run, &net.digest))?)?;
-        let c = &self.calibration;
-        let teacher = Teacher {
-            model: net.model,
-            blocks: &net.blocks,
-            digest: &net.digest,
-        };
-        let drawn = own_windows(c, search.windows, tokens)?;
-        let path = work.join("teacher.safetensors");
-        let judge = net.spent.time("teacher", || {
-            let mut say = |p| tell(Event::Progress(p));
-            Judge::new(teacher, net.by_block(), &drawn, search.top, &path, &mut say)
-        })?;
-        let mut counts = budget.uniform(net)?;
-        for round in 0..search.rounds {
-            let ladders = plan::ladders(net, &counts, search, round);
-            let bytes = net.bytes(&ladders);
-            tell(Event::Supernet {
-                round: round + 1,
-                bytes,
-            });
-            let folder = work.join(format!("round-{}", round + 1));
-            std::fs::create_dir_all(&folder).map_err(|source| Error::Io {
-                path: folder.clone(),
-                action: "write",
-                source,
-            })?;
-            let supernet = net.supernet(
-                &ladders,
-                &self.local,
-                self.accumulation,
-                Some(&folder),
-                &mut |p| tell(Event::Progress(p)),
-            )?;
-            let start: Levels = ladders.iter().map(|l| l.centre).collect();
-            let start = budget.balance(net, &supernet, start);
-            let rungs = supernet.iter().zip(&start);
-            let cost = budget.cost(net, rungs.map(|(r, &l)| &r[l]));
-            let evolution = &search.evolution;
-            let space = self.space(net, budget, &supernet);
-            let searching = Instant::now();
-            let found = Search {
-                judge: &judge,
-                space: &space,
-                evolution,
-                seed: c.seed,
-                round: round + 1,
-                budget: budget.range(cost),
-                state: work.join(format!("round-{}.json", round + 1)),
-                log: work.join("evaluations.jsonl"),
-            }
-            .run(
-                start,
-                digest(&(&run, &net.digest, &ladders))?,
-                &mut |done, best| {
-                    tell(Event::Generation {
-                        round: [round + 1, search.rounds],
-                        generation: [done, evolution.generations],
-                        best,
-                    });
-                },
-            )?;
-            net.spent.add("search", searching.elapsed().as_secs_f64());
-            counts = (found.parent.iter().zip(&ladders))
-                .map(|(&l, ladder)| ladder.counts[l])
-                .collect();
-            rounds.push(Round {
-                supernet_bytes: bytes,
-                history: found.history,
-            });
-            drop(space);
-            drop(supernet);
-            if round > 0 {
-                remove(&work.join(format!("round-{round}")))?;
-            }
-        }
-        Ok(counts)
+    fn start(&self, ladders: &[Ladder], supernet: &[Vec<Rung>]) -> Levels {
+        let middle = ladders.iter().map(|l| l.centre).collect();
+        self.budget.balance(self.net, supernet, middle)
+    }
+
+    fn range(&self, start: f64) -> (f64, f64) {
+        self.budget.range(start)
     }
 }

@@ -1,6 +1,16 @@
 //! Random numbers that are the same on every machine, and comparing with an oracle.
 #![allow(dead_code)] // Each test file uses its part.
 
+use lacuna::Isa;
+
+/// The instruction sets of this CPU whose kernels differ where inputs are f32.
+pub fn isas_of_f32() -> impl Iterator<Item = Isa> {
+    let rounded = [Isa::NeonDot, Isa::NeonFhm, Isa::NeonBf16];
+    Isa::available()
+        .into_iter()
+        .filter(move |isa| !rounded.contains(isa))
+}
+
 /// Numbers for weights and activations.
 pub struct Random(pub u64);
 

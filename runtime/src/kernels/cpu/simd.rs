@@ -303,6 +303,21 @@ pub const TWO_OF_FOUR: [[u8; 2]; 16] = {
 ))]
 pub const PAIRS_OF_FOUR: [u8; 6] = [0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100];
 
+/// Which of those a half byte is; of other half bytes any.
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_endian = "little")
+))]
+pub static PAIR_OF: [i32; 16] = {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 6 {
+        table[PAIRS_OF_FOUR[i] as usize] = i as i32;
+        i += 1;
+    }
+    table
+};
+
 /// The mask of the first `n` lanes; all for `n >= 16`.
 #[inline(always)]
 pub const fn first(n: usize) -> u16 {

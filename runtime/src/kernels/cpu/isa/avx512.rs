@@ -1,8 +1,6 @@
 //! AVX-512 (F, VL, BW, DQ): a vector is one `zmm`.
 
-use crate::kernels::cpu::simd::{
-    Element, Kind, LANES, PAIRS_OF_FOUR, Simd, TWO_OF_FOUR, Task, first,
-};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, PAIR_OF, Simd, TWO_OF_FOUR, Task, first};
 use std::arch::x86_64::*;
 
 /// The AVX-512 token; with `VBMI2` it has those instructions too, with `BF16` those and VNNI as well.
@@ -31,17 +29,6 @@ static WORDS_OF: [i32; 16] = {
         let [a, b] = TWO_OF_FOUR[bits];
         table[bits] = a as i32 | (b as i32) << 16;
         bits += 1;
-    }
-    table
-};
-
-/// Which of its six pairs a half byte names.
-static PAIR_OF: [i32; 16] = {
-    let mut table = [0; 16];
-    let mut i = 0;
-    while i < 6 {
-        table[PAIRS_OF_FOUR[i] as usize] = i as i32;
-        i += 1;
     }
     table
 };

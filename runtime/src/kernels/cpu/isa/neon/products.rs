@@ -3,37 +3,12 @@
 //! compiler is told of none and takes none by itself.
 
 use super::V;
-use crate::kernels::cpu::simd::{Element, Kind, LANES, PAIRS_OF_FOUR, TWO_OF_FOUR};
+use crate::kernels::cpu::simd::{Element, Kind, LANES, PAIR_OF};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
 /// Bytes of the four words that a byte, two of each four, names of eight.
-static WORDS_OF: super::Table<[[u8; 8]; 256]> = super::Table({
-    let mut table = [[0; 8]; 256];
-    let mut bits = 0;
-    while bits < 256 {
-        let mut byte = 0;
-        while byte < 8 {
-            let (group, word) = (byte / 4, byte / 2 % 2);
-            let from = 4 * group as u8 + TWO_OF_FOUR[bits >> (4 * group) & 15][word];
-            table[bits][byte] = 2 * from + (byte % 2) as u8;
-            byte += 1;
-        }
-        bits += 1;
-    }
-    table
-});
-
-/// Which of the six pairs a half byte names; of other half bytes any.
-static PAIR_OF: [u8; 16] = {
-    let mut table = [0; 16];
-    let mut i = 0;
-    while i < 6 {
-        table[PAIRS_OF_FOUR[i] as usize] = i as u8;
-        i += 1;
-    }
-    table
-};
+static WORDS_OF: super::Table<[[u8; 8]; 256]> = super::Table(super::two_of_four::<2, 8>());
 
 /// Where 32 of 64 words are, as bytes of two quads each.
 #[inline(always)]
@@ -104,7 +79,7 @@ pub(super) unsafe fn store_pairs(mask: u64, first: u32, out: *mut u32) {
     for i in 0..LANES {
         let pair = PAIR_OF[(mask >> (4 * i) & 15) as usize];
         // SAFETY: the caller has room for sixteen.
-        unsafe { *out.add(i) = first + 6 * i as u32 + u32::from(pair) }
+        unsafe { *out.add(i) = first + 6 * i as u32 + pair as u32 }
     }
 }
 
