@@ -6,6 +6,7 @@ mod cli;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
 use cli::args::{Args, Verb};
+use cli::device::Device;
 use indicatif::ProgressBar;
 use lacuna::Isa;
 use lacuna::plan::Tuned;
@@ -28,6 +29,12 @@ fn main() -> Result<ExitCode> {
     }
     if args.on.is_some() || args.models.len() > 1 {
         return cli::series::run(&args);
+    }
+    if let Device::Cuda { ordinal, or_cpu } = args.device {
+        match cuda(&args, ordinal) {
+            Err(e) if or_cpu => eprintln!("{e:#}; on the processor instead"),
+            other => return other,
+        }
     }
     prefer_isa().map_err(anyhow::Error::msg)?;
     if let Some(path) = &args.profile_out {
@@ -121,6 +128,41 @@ fn main() -> Result<ExitCode> {
         print!("{}", report::text(&measured));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Measures on a GPU. An error is before the first figure.
+#[cfg(feature = "cuda")]
+fn cuda(args: &Args, ordinal: usize) -> Result<ExitCode> {
+    let Some(model) = args.models.first() else {
+        bail!("--device cuda: no model");
+    };
+    let config = lacuna_bench::CudaConfig {
+        path: model.clone(),
+        ordinal,
+        batch: args.batch,
+        dense: args.dense,
+        tune: args.cuda_tune,
+        layers: args.layers || !(args.json || args.no_layers),
+        prompt: args.prompt,
+        depth: args.depth,
+        warmup: args.warmup,
+    };
+    let bar = ProgressBar::new_spinner();
+    let report = lacuna_bench::cuda(&config, |stage| {
+        bar.set_message(stage.to_owned());
+        bar.tick();
+    })?;
+    bar.finish_and_clear();
+    match args.json {
+        true => println!("{}", serde_json::to_string(&report)?),
+        false => print!("{}", lacuna_bench::cuda_text(&report)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_: &Args, _: usize) -> Result<ExitCode> {
+    bail!("this lacuna-bench was built without its feature cuda")
 }
 
 /// Prints an audit; with `tune`, keeps what it measured.

@@ -518,3 +518,19 @@ fn the_table_of_a_decoder_has_tokens_prompts_and_attentions() {
         }
     }
 }
+
+#[test]
+fn a_gpu_that_is_not_there_is_missed_plainly() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = saved(folder.path());
+    let path = path.to_str().unwrap();
+    for model in [path, "no-such-file.safetensors"] {
+        let output = bench(&[model, "--device", "cuda:4321"]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && output.stdout.is_empty());
+        assert!(text.contains("no CUDA device"), "{text}");
+    }
+    let output = bench(&[path, "--device", "gpu"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("expected cpu, cuda or cuda:N"), "{text}");
+}

@@ -85,6 +85,10 @@ pub enum Error {
     #[cfg(feature = "candle")]
     #[error("candle: {0}")]
     Candle(#[source] Box<candle_core::Error>),
+    /// A GPU refused.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::Error),
     /// An option asks for something that is not there.
     #[error("{0}")]
     Option(String),

@@ -32,6 +32,17 @@ pub use candle::nn;
 pub use error::{Error, Result};
 pub use kernels::cpu::product::Product;
 pub use kernels::cpu::{ISA_VARIABLE, Isa};
+#[cfg(feature = "cuda")]
+pub mod cuda {
+    //! Models on NVIDIA GPUs: `docs/cuda.md`.
+    pub use crate::kernels::cuda::*;
+    pub use crate::plan::device::{
+        DeviceCandidate, DeviceChoice, DeviceForm, DeviceOptions, DeviceStepInfo,
+    };
+    pub use crate::session::device::{
+        Ceilings, DeviceDecoder, DeviceDecoderOptions, DeviceMemory, DeviceSession, StepTime,
+    };
+}
 pub use model::{Model, Weight};
 pub use plan::{Memory, Residency, StepInfo};
 pub use session::{

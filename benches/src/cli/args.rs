@@ -1,5 +1,6 @@
 //! The flags.
 
+use super::device::Device;
 use clap::{Parser, Subcommand};
 use lacuna_bench::on::Target;
 use std::path::PathBuf;
@@ -23,6 +24,13 @@ pub struct Args {
     /// with zeros are then encoded on the fly. Each of several is measured by a process of its own
     #[arg(required_unless_present = "profile_out", value_name = "MODEL")]
     pub models: Vec<PathBuf>,
+    /// What to run on: cpu, or cuda or cuda:N, a GPU of NVIDIA; with ",cpu" behind it the processor where that fails.
+    /// Times on a GPU are those of device events; flags that say otherwise are for processors
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: Device,
+    /// On a GPU: run every form of every layer there and take the fastest; forms are chosen by estimate otherwise
+    #[arg(long, requires = "device")]
+    pub cuda_tune: bool,
     /// Threads of a run; 0 takes every core
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub threads: usize,

@@ -202,6 +202,8 @@ fn arguments(
     let Args {
         verb: _,
         models: _,
+        device,
+        cuda_tune,
         threads,
         warmup,
         min_time_ms,
@@ -244,6 +246,9 @@ fn arguments(
         put(flag, value.to_string());
     }
     put("min-time-ms", min_time_ms.to_string());
+    if *device != super::device::Device::Cpu {
+        put("device", device.to_string());
+    }
     if let Some(isa) = isa {
         put("isa", isa.clone());
     }
@@ -280,6 +285,7 @@ fn arguments(
         ("no-layers", no_layers),
         ("json", json),
         ("audit", audit),
+        ("cuda-tune", cuda_tune),
     ] {
         if *given {
             list.push(format!("--{flag}"));

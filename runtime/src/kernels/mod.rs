@@ -1,3 +1,5 @@
 //! Compute without knowledge of models.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;

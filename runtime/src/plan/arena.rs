@@ -17,11 +17,20 @@ pub(super) struct Placed {
     pub infos: Vec<StepInfo>,
 }
 
-struct Life {
-    value: usize,
-    len: usize,
-    born: usize,
-    dies: usize,
+/// From which step to which a value is needed, and its elements.
+pub(super) struct Life {
+    pub value: usize,
+    pub len: usize,
+    pub born: usize,
+    pub dies: usize,
+}
+
+/// Where values lie.
+pub(super) struct Layout {
+    pub offsets: HashMap<usize, usize>,
+    pub len: usize,
+    /// The most elements that live at the same time.
+    pub bound: usize,
 }
 
 pub(super) fn place(lowered: Lowered, outputs: &[String]) -> Result<Placed> {
@@ -56,37 +65,11 @@ pub(super) fn place(lowered: Lowered, outputs: &[String]) -> Result<Placed> {
         }
     }
 
-    let bound = (0..lowered.steps.len())
-        .map(|i| {
-            let live = lives.values().filter(|l| l.born <= i && i <= l.dies);
-            live.map(|l| l.len.next_multiple_of(ALIGN)).sum()
-        })
-        .max()
-        .unwrap_or(0);
-
-    // Largest first, each at the lowest offset that no overlapping lifetime holds.
-    let mut order: Vec<&Life> = lives.values().collect();
-    order.sort_by_key(|l| (std::cmp::Reverse(l.len), l.value));
-    let mut placed: Vec<(&Life, usize)> = Vec::new();
-    let mut arena_len = 0;
-    for life in order {
-        let mut taken: Vec<(usize, usize)> = placed
-            .iter()
-            .filter(|(o, _)| o.born <= life.dies && life.born <= o.dies)
-            .map(|(o, at)| (*at, at + o.len.next_multiple_of(ALIGN)))
-            .collect();
-        taken.sort_unstable();
-        let mut at = 0;
-        for (from, to) in taken {
-            if at + life.len <= from {
-                break;
-            }
-            at = at.max(to);
-        }
-        placed.push((life, at));
-        arena_len = arena_len.max(at + life.len.next_multiple_of(ALIGN));
-    }
-    let offsets: HashMap<usize, usize> = placed.iter().map(|(l, at)| (l.value, *at)).collect();
+    let Layout {
+        offsets,
+        len: arena_len,
+        bound,
+    } = layout(&lives.into_values().collect::<Vec<_>>());
 
     let slot = |place: &Place| match place {
         Place::Value(v) => Slot::Arena(offsets.get(v).copied().unwrap_or(0)),
@@ -110,4 +93,44 @@ pub(super) fn place(lowered: Lowered, outputs: &[String]) -> Result<Placed> {
         bound,
         infos: lowered.infos,
     })
+}
+
+/// Places values so that those that live at the same time do not overlap.
+pub(super) fn layout(lives: &[Life]) -> Layout {
+    let last = lives.iter().map(|l| l.born).max().map_or(0, |l| l + 1);
+    let bound = (0..last)
+        .map(|i| {
+            let live = lives.iter().filter(|l| l.born <= i && i <= l.dies);
+            live.map(|l| l.len.next_multiple_of(ALIGN)).sum()
+        })
+        .max()
+        .unwrap_or(0);
+
+    // Largest first, each at the lowest offset that no overlapping lifetime holds.
+    let mut order: Vec<&Life> = lives.iter().collect();
+    order.sort_by_key(|l| (std::cmp::Reverse(l.len), l.value));
+    let mut placed: Vec<(&Life, usize)> = Vec::new();
+    let mut arena_len = 0;
+    for life in order {
+        let mut taken: Vec<(usize, usize)> = placed
+            .iter()
+            .filter(|(o, _)| o.born <= life.dies && life.born <= o.dies)
+            .map(|(o, at)| (*at, at + o.len.next_multiple_of(ALIGN)))
+            .collect();
+        taken.sort_unstable();
+        let mut at = 0;
+        for (from, to) in taken {
+            if at + life.len <= from {
+                break;
+            }
+            at = at.max(to);
+        }
+        placed.push((life, at));
+        arena_len = arena_len.max(at + life.len.next_multiple_of(ALIGN));
+    }
+    Layout {
+        offsets: placed.iter().map(|(l, at)| (l.value, *at)).collect(),
+        len: arena_len,
+        bound,
+    }
 }

@@ -3,6 +3,8 @@
 mod arena;
 mod choose;
 mod costs;
+#[cfg(feature = "cuda")]
+pub(crate) mod device;
 mod form;
 mod gate;
 mod lower;

@@ -10,10 +10,10 @@ use crate::{DType, Error, Isa, Model, Result};
 use std::time::{Duration, Instant};
 
 /// Positions kept when neither the app nor the model says how many.
-const CAPACITY: usize = 2048;
+pub(super) const CAPACITY: usize = 2048;
 
 /// Tokens of a chunk when the app does not say how many.
-const CHUNK: usize = 128;
+pub(super) const CHUNK: usize = 128;
 
 /// How a decoder is planned and run.
 #[derive(Clone, Debug, Default)]
@@ -475,7 +475,7 @@ fn row<'a>(arena: &'a Arena, phase: &Phase, i: usize) -> &'a [f32] {
 }
 
 /// The symbols of the batch, if it has one, and of the tokens of a decoder's input.
-fn token_input(graph: &Graph) -> Result<(Option<String>, String), String> {
+pub(super) fn token_input(graph: &Graph) -> Result<(Option<String>, String), String> {
     let [input] = graph.inputs.as_slice() else {
         return Err(format!("{} inputs instead of one", graph.inputs.len()));
     };
@@ -509,7 +509,7 @@ fn token_input(graph: &Graph) -> Result<(Option<String>, String), String> {
 
 /// The model up to its output layer, and the output layer; `None` where the last node is no
 /// linear layer.
-fn split(model: &Model) -> Result<Option<(Model, Model)>> {
+pub(super) fn split(model: &Model) -> Result<Option<(Model, Model)>> {
     let graph = model.graph();
     let Some(at) = graph
         .nodes

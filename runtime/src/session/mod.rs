@@ -3,6 +3,8 @@
 
 mod bound;
 mod decoder;
+#[cfg(feature = "cuda")]
+pub(crate) mod device;
 mod generate;
 #[cfg(test)]
 mod sequence_tests;

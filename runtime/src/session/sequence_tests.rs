@@ -10,14 +10,14 @@ use crate::{Model, TensorView, Weight};
 
 const WORDS: usize = 30;
 
-struct Builder {
-    seed: u64,
-    nodes: Vec<Node>,
-    weights: Weights,
+pub(super) struct Builder {
+    pub seed: u64,
+    pub nodes: Vec<Node>,
+    pub weights: Weights,
 }
 
 impl Builder {
-    fn weight(&mut self, shape: &[usize], scale: f32) -> String {
+    pub fn weight(&mut self, shape: &[usize], scale: f32) -> String {
         let values: Vec<f32> = (0..shape.iter().product())
             .map(|_| {
                 let seed = self.seed.wrapping_mul(6364136223846793005);
@@ -31,7 +31,7 @@ impl Builder {
         name
     }
 
-    fn node(&mut self, op: Op, inputs: &[&str]) -> String {
+    pub fn node(&mut self, op: Op, inputs: &[&str]) -> String {
         let name = format!("n{}", self.nodes.len());
         self.nodes.push(Node {
             name: name.clone(),
@@ -42,14 +42,20 @@ impl Builder {
         name
     }
 
-    fn linear(&mut self, x: &str, from: usize, to: usize) -> String {
+    pub fn linear(&mut self, x: &str, from: usize, to: usize) -> String {
         let w = self.weight(&[to, from], 1.5 / (from as f32).sqrt());
         self.node(Op::MatMul { trans_b: true }, &[x, &w])
     }
 }
 
 /// Two layers with grouped heads, and position vectors or rotations.
-fn model(heads: usize, kv_heads: usize, size: usize, value_size: usize, rotary: bool) -> Model {
+pub(super) fn model(
+    heads: usize,
+    kv_heads: usize,
+    size: usize,
+    value_size: usize,
+    rotary: bool,
+) -> Model {
     let mut b = Builder {
         seed: (heads * size) as u64,
         nodes: Vec::new(),

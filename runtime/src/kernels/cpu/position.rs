@@ -32,6 +32,12 @@ impl Angles {
         }
     }
 
+    /// Pairs, cosines and sines.
+    #[cfg(feature = "cuda")]
+    pub fn tables(&self) -> (usize, &[f32], &[f32]) {
+        (self.pairs, &self.cos, &self.sin)
+    }
+
     /// Bytes held.
     pub fn byte_len(&self) -> usize {
         (self.cos.len() + self.sin.len()) * 4

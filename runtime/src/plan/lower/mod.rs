@@ -2,6 +2,8 @@
 
 mod attention;
 mod decide;
+#[cfg(feature = "cuda")]
+pub(super) mod device;
 mod generic;
 mod matrix;
 mod packing;
@@ -105,7 +107,7 @@ impl Lowered {
     }
 
     /// A value without a name.
-    fn temporary(&mut self) -> usize {
+    pub fn temporary(&mut self) -> usize {
         self.values += 1;
         self.values - 1
     }
@@ -211,25 +213,7 @@ pub(super) fn lower(
     pack_cache: Option<&PackCache>,
 ) -> Result<Lowered> {
     let mut lowered = Lowered::default();
-    for (i, input) in model.graph().inputs.iter().enumerate() {
-        lowered.places.insert(input.name.clone(), Place::Input(i));
-    }
-    let plain = units.list.iter().flat_map(|u| plain_inputs(model, u));
-    let constants = plain.chain(&units.outputs);
-    let wanted: BTreeSet<&String> = constants
-        .filter(|n| model.weights().contains_key(*n))
-        .collect();
-    for name in wanted {
-        if let Some(values) = model.weights()[name].to_f32() {
-            lowered
-                .places
-                .insert(name.clone(), Place::Constant(Arc::new(values)));
-        } else if let Some(values) = model.weights()[name].to_i64() {
-            lowered
-                .places
-                .insert(name.clone(), Place::Integers(Arc::new(values)));
-        }
-    }
+    places(model, units, &mut lowered);
     let tokens = Tokens::find(model, shapes, options)?;
     let dense_bytes = |w: &Weight| w.numel() * w.element_dtype().size();
     let is_small = model.weights().values().map(dense_bytes).sum::<usize>() <= SMALL;
@@ -250,6 +234,29 @@ pub(super) fn lower(
         lower_unit(&context(unit), prepared?, &mut lowered)?;
     }
     Ok(lowered)
+}
+
+/// Places for inputs, and for the constants that are read as they are.
+fn places(model: &Model, units: &Units<'_>, lowered: &mut Lowered) {
+    for (i, input) in model.graph().inputs.iter().enumerate() {
+        lowered.places.insert(input.name.clone(), Place::Input(i));
+    }
+    let plain = units.list.iter().flat_map(|u| plain_inputs(model, u));
+    let constants = plain.chain(&units.outputs);
+    let wanted: BTreeSet<&String> = constants
+        .filter(|n| model.weights().contains_key(*n))
+        .collect();
+    for name in wanted {
+        if let Some(values) = model.weights()[name].to_f32() {
+            lowered
+                .places
+                .insert(name.clone(), Place::Constant(Arc::new(values)));
+        } else if let Some(values) = model.weights()[name].to_i64() {
+            lowered
+                .places
+                .insert(name.clone(), Place::Integers(Arc::new(values)));
+        }
+    }
 }
 
 /// Bytes of dense weights that stay in the caches of a core, so that expanding them again and again

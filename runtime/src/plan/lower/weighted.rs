@@ -35,7 +35,7 @@ pub(super) fn packed_inputs<'u>(model: &Model, unit: &'u Unit<'_>) -> Vec<&'u St
 }
 
 /// The unit's `i`-th input as a weight of a floating-point dtype.
-fn weight_of<'m>(context: &Context<'m>, i: usize) -> Result<&'m Weight> {
+pub(super) fn weight_of<'m>(context: &Context<'m>, i: usize) -> Result<&'m Weight> {
     let name = &context.unit.inputs[i];
     let weight = context.model.weights().get(name);
     weight
@@ -218,7 +218,7 @@ pub(super) fn conv(context: &Context<'_>, prepared: Prepared, lowered: &mut Lowe
 }
 
 /// Outputs, inputs and input rows of a linear layer.
-fn linear_sizes(
+pub(super) fn linear_sizes(
     context: &Context<'_>,
     linear: &LinearUse<'_>,
     weight: &Weight,
@@ -233,7 +233,7 @@ fn linear_sizes(
     Ok((outer, inner, x.iter().product::<usize>() / inner.max(1)))
 }
 
-fn bias_of(context: &Context<'_>, linear: &LinearUse<'_>) -> Result<Vec<f32>> {
+pub(super) fn bias_of(context: &Context<'_>, linear: &LinearUse<'_>) -> Result<Vec<f32>> {
     Ok(match linear.bias {
         None => Vec::new(),
         Some((_, beta)) => context.constant(2)?.iter().map(|b| b * beta).collect(),

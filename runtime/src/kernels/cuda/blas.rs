@@ -1,0 +1,144 @@
+//! Products of dense matrices by cuBLAS, where it is installed.
+
+use super::device::Stream;
+use super::error::{Error, Result};
+use super::launch::{Product, Weight, stride};
+use super::library::probe;
+use super::pack::Half;
+use cudarc::cublas::result::{self, CublasError};
+use cudarc::cublas::sys;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+/// Those of CUDA 11 and 12; cudarc looks for them too.
+const FILES: &[&str] = &[
+    "libcublas.so",
+    "libcublas.so.12",
+    "libcublas.so.11",
+    "cublas64_12.dll",
+    "cublas64_11.dll",
+];
+
+/// What is called of cuBLAS. A call of a missing one would panic.
+const SYMBOLS: &[&str] = &[
+    "cublasCreate_v2",
+    "cublasDestroy_v2",
+    "cublasGemmEx",
+    "cublasSetStream_v2",
+];
+
+/// cuBLAS on a stream.
+#[derive(Debug)]
+pub struct Blas {
+    handle: sys::cublasHandle_t,
+    stream: Arc<Stream>,
+}
+
+// SAFETY: a handle may be used on any thread, by one at a time.
+unsafe impl Send for Blas {}
+
+fn said<T>(result: std::result::Result<T, CublasError>, call: &'static str) -> Result<T> {
+    result.map_err(|e| Error::Driver {
+        call,
+        what: format!("{:?}", e.0),
+    })
+}
+
+impl Blas {
+    /// Opens the library.
+    ///
+    /// # Errors
+    /// When it or a symbol of it is missing, or it refuses.
+    pub fn open(stream: &Arc<Stream>) -> Result<Blas> {
+        let missing = Error::NoLibrary { library: "cuBLAS" };
+        probe(missing, FILES, SYMBOLS)?;
+        stream.current()?;
+        let handle = said(result::create_handle(), "cublasCreate")?;
+        let blas = Blas {
+            handle,
+            stream: stream.clone(),
+        };
+        // SAFETY: both are alive.
+        let set = unsafe { result::set_stream(handle, stream.raw().cast()) };
+        said(set, "cublasSetStream")?;
+        Ok(blas)
+    }
+
+    /// `y = w x` of a dense weight and 16-bit activations, as matrix kernels take them.
+    ///
+    /// # Errors
+    /// When the weight is not dense, when something is to be added, when a region is too small, or when the library
+    /// refuses.
+    ///
+    /// # Safety
+    /// As [`Stream::launch`].
+    pub unsafe fn linear(&self, weight: &Weight, p: &Product) -> Result<()> {
+        let &Weight::Dense {
+            half,
+            rows,
+            cols,
+            stride: pitch,
+            values,
+        } = weight
+        else {
+            return Err(Error::Weight("a sparse matrix, dense is needed".into()));
+        };
+        let fail = |what: String| {
+            let kernel = "cublasGemmEx".into();
+            Err(Error::Argument { kernel, what })
+        };
+        let n = p.columns;
+        if p.epilogue.bias.is_some() || p.epilogue.residual.is_some() {
+            return fail("a bias or a residual is not added".into());
+        }
+        let fits = values.bytes >= rows * pitch * 2
+            && p.x.bytes >= n * stride(cols) * 2
+            && p.y.bytes >= n * rows * 4;
+        let numbers = [rows, n, cols, pitch, stride(cols)].map(i32::try_from);
+        let [Ok(m), Ok(n), Ok(k), Ok(lda), Ok(ldb)] = numbers else {
+            return fail(format!("[{rows}, {cols}] by {n} columns"));
+        };
+        if !fits {
+            return fail(format!("regions are too small for [{rows}, {cols}] by {n}"));
+        }
+        use sys::cudaDataType_t as T;
+        let kind = match half {
+            Half::F16 => T::CUDA_R_16F,
+            Half::Bf16 => T::CUDA_R_16BF,
+        };
+        let (one, none) = (1f32, 0f32);
+        self.stream.current()?;
+        // SAFETY: the regions hold the matrices; they live as the caller promises.
+        let done = unsafe {
+            result::gemm_ex(
+                self.handle,
+                sys::cublasOperation_t::CUBLAS_OP_T,
+                sys::cublasOperation_t::CUBLAS_OP_N,
+                m,
+                n,
+                k,
+                std::ptr::from_ref(&one).cast(),
+                values.address as *const c_void,
+                kind,
+                lda,
+                p.x.address as *const c_void,
+                kind,
+                ldb,
+                std::ptr::from_ref(&none).cast(),
+                p.y.address as *mut c_void,
+                T::CUDA_R_32F,
+                m,
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        said(done, "cublasGemmEx")
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: created here.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
