@@ -1,11 +1,11 @@
-//! Products of sparse matrices on the first GPU beside cuBLAS and beside a copy: one JSON object a line.
+//! Products of sparse matrices on the first GPU beside cuBLAS, cuBLASLt and a copy: one JSON object a line.
 //!
 //! `cargo run --release -p lacuna --features cuda --example cuda_products`; with `-- --device`, only the device. Each time is a median of replays of a graph
 //! that goes through as many copies of the weight as exceed the cache, over device events.
 
-use lacuna::cuda::launch::{self, Epilogue, Product, Weight, stride};
+use lacuna::cuda::launch::{self, Cores, Epilogue, Product, Weight, stride};
 use lacuna::cuda::pack::{self, Form};
-use lacuna::cuda::{Arena, Blas, Device, Error, Modules, Result, Stream};
+use lacuna::cuda::{Arena, Blas, BlasLt, Device, Error, Modules, Result, Stream};
 use lacuna::{DType, Weight as Matrix};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ fn all() -> Result<()> {
     for (rows, cols) in [(4096, 4096), (14336, 8192), (8192, 28672)] {
         for sparsity in [0.0, 0.5, 0.7, 0.9] {
             let matrix = random(rows, cols, sparsity);
-            for columns in [1, 16] {
+            for columns in [1, 16, 128] {
                 shape(&device, &modules, &matrix, sparsity, columns)?;
             }
         }
@@ -81,22 +81,47 @@ fn shape(
         1..=launch::VECTOR_COLUMNS => Form::Vector,
         _ => Form::Matrix,
     };
+    let groups = modules.has("f16_linear_bitmask_wgmma_64");
+    let warps = Way::Kernel(Cores::Warp);
     let mut all = Vec::new();
     if sparsity > 0.0 {
         let packed = pack::chunks(&matrix.encode(), form)?;
         let bytes = 4 * (packed.masks.len() + packed.starts.len()) + 2 * packed.values.len();
-        all.push(("bitmask", bytes, Upload::Chunks(packed)));
+        all.push(("bitmask", warps, bytes, Upload::Chunks(packed.clone())));
+        if form == Form::Matrix && groups {
+            let way = Way::Kernel(Cores::Group);
+            all.push(("bitmask_wgmma", way, bytes, Upload::Chunks(packed)));
+        }
     } else {
         let packed = pack::rows(matrix)?;
         let bytes = 2 * packed.values.len();
-        all.push(match form {
-            Form::Vector => ("dense", bytes, Upload::Rows(packed.clone())),
-            Form::Matrix => {
-                let tiles = pack::tiles(matrix)?;
-                ("dense_mma", 2 * tiles.values.len(), Upload::Tiles(tiles))
+        if form == Form::Vector {
+            all.push(("dense", warps, bytes, Upload::Rows(packed.clone())));
+        } else {
+            let tiles = pack::tiles(matrix)?;
+            let bytes = 2 * tiles.values.len();
+            all.push(("dense_mma", warps, bytes, Upload::Tiles(tiles.clone())));
+            if groups {
+                let way = Way::Kernel(Cores::Group);
+                all.push(("dense_wgmma", way, bytes, Upload::Tiles(tiles)));
             }
-        });
-        all.push(("cublas", bytes, Upload::Rows(packed)));
+        }
+        match Blas::open(&stream) {
+            Ok(blas) => {
+                let way = Way::Cublas(blas);
+                all.push(("cublas", way, bytes, Upload::Rows(packed.clone())));
+            }
+            Err(e @ Error::NoLibrary { .. }) => eprintln!("{e}: not compared"),
+            Err(e) => return Err(e),
+        }
+        match BlasLt::open(device, &stream) {
+            Ok(blas) => {
+                let way = Way::CublasLt(blas);
+                all.push(("cublaslt", way, bytes, Upload::Rows(packed)));
+            }
+            Err(e @ Error::NoLibrary { .. }) => eprintln!("{e}: not compared"),
+            Err(e) => return Err(e),
+        }
     }
     let mut activations = Arena::new(
         device,
@@ -105,7 +130,7 @@ fn shape(
     let x = activations.take(columns * stride(cols) * 4)?;
     let y = activations.take(columns * rows * 4)?;
     stream.fill(x, 0)?;
-    for (name, bytes, upload) in &all {
+    for (name, way, bytes, upload) in &all {
         let copies = ROUND.div_ceil(*bytes).max(2);
         let mut arena = Arena::new(device, (bytes + 1024) * copies)?;
         let weights = (0..copies).map(|_| match upload {
@@ -120,23 +145,16 @@ fn shape(
             epilogue: Epilogue::NONE,
             columns,
         };
-        let blas = match *name == "cublas" {
-            true => match Blas::open(&stream) {
-                Ok(blas) => Some(blas),
-                Err(e @ Error::NoLibrary { .. }) => {
-                    eprintln!("{e}: not compared");
-                    continue;
-                }
-                Err(e) => return Err(e),
-            },
-            false => None,
-        };
         // SAFETY: the arenas outlive the stream's work, which `median` waits for.
         let once = |stream: &Stream| unsafe {
             for weight in &weights {
-                match &blas {
-                    Some(blas) => blas.linear(weight, &p)?,
-                    None => stream.launch(modules, &launch::linear(weight, &p)?)?,
+                match way {
+                    Way::Kernel(cores) => {
+                        stream.launch(modules, &launch::linear(weight, *cores, &p)?)?;
+                    }
+                    // Nothing is to be added.
+                    Way::Cublas(blas) => drop(blas.linear(weight, &p)?),
+                    Way::CublasLt(blas) => drop(blas.linear(weight, &p)?),
                 }
             }
             Ok(())
@@ -158,6 +176,12 @@ fn shape(
         );
     }
     Ok(())
+}
+
+enum Way {
+    Kernel(Cores),
+    Cublas(Blas),
+    CublasLt(BlasLt),
 }
 
 enum Upload {

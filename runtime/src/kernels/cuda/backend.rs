@@ -18,6 +18,10 @@ pub struct Limits {
     pub launch: f64,
     /// Whether cuBLAS is there.
     pub blas: bool,
+    /// Whether cuBLASLt is there.
+    pub blas_lt: bool,
+    /// Whether kernels of Hopper's own instructions are there.
+    pub groups: bool,
     /// Whether kernels of bfloat16 weights are there.
     pub bf16: bool,
 }
@@ -27,8 +31,17 @@ pub struct Limits {
 pub enum Work {
     /// A kernel of ours.
     Launch(Launch),
-    /// A product of a [`Weight::Dense`] and rounded columns by cuBLAS, without an epilogue.
-    Blas(Weight, Product),
+    /// A product of a [`Weight::Dense`] and rounded columns by a library.
+    Blas(Library, Weight, Product),
+}
+
+/// A library of dense products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Library {
+    /// `cublasGemmEx`.
+    Cublas,
+    /// `cublasLtMatmul`.
+    CublasLt,
 }
 
 impl Work {
@@ -36,7 +49,8 @@ impl Work {
     pub fn kernel(&self) -> &str {
         match self {
             Work::Launch(launch) => &launch.kernel,
-            Work::Blas(..) => "cublas_gemm",
+            Work::Blas(Library::Cublas, ..) => "cublas_gemm",
+            Work::Blas(Library::CublasLt, ..) => "cublaslt_matmul",
         }
     }
 
@@ -44,7 +58,7 @@ impl Work {
     pub(crate) fn weights(&self) -> Vec<Region> {
         match self {
             Work::Launch(launch) => launch.weights.clone(),
-            Work::Blas(Weight::Dense { values, .. }, _) => vec![*values],
+            Work::Blas(_, Weight::Dense { values, .. }, _) => vec![*values],
             Work::Blas(..) => Vec::new(),
         }
     }
@@ -65,7 +79,7 @@ impl Work {
                     }
                 }
             }
-            Work::Blas(Weight::Dense { values, .. }, _) if *values == old => *values = new,
+            Work::Blas(_, Weight::Dense { values, .. }, _) if *values == old => *values = new,
             Work::Blas(..) => {}
         }
     }

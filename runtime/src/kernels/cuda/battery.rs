@@ -1,8 +1,10 @@
 //! Every kernel against plain f64: odd sizes, empty rows, tails, poisoned outputs. It needs a C++ compiler, or a GPU:
 //! `cargo test --release -p lacuna --features cuda --lib cuda -- --include-ignored`.
 
-use super::launch::{self, Cache, Draw, Epilogue, Heads, Product, Region, Rotation, Seen, stride};
-use super::machine::{Memory, run};
+use super::launch::{
+    self, Cache, Cores, Draw, Epilogue, Heads, Product, Region, Rotation, Seen, stride,
+};
+use super::machine::{Memory, cores, run};
 use super::pack::{self, Form, Half};
 use super::{Error, KERNELS};
 use crate::{DType, Weight};
@@ -191,14 +193,14 @@ fn vectors(seed: u64, half: Half, rows: usize, cols: usize, n: usize, kept: u32,
     );
     let weight = packed.at(parts.0.region(), parts.1.region(), parts.2.region());
     let sums = Sums::new(&mut values, n, rows, with);
-    go(&launch::linear(&weight, &sums.product(xs.region(), n)).expect("a launch"));
+    go(&launch::linear(&weight, Cores::Warp, &sums.product(xs.region(), n)).expect("a launch"));
     sums.check(&dense, &x, n);
 
     let packed = pack::rows(&dense).expect("packs");
     let data = Memory::of(&packed.values);
     let sums = Sums::new(&mut values, n, rows, with);
     let p = sums.product(xs.region(), n);
-    go(&launch::linear(&packed.at(data.region()), &p).expect("a launch"));
+    go(&launch::linear(&packed.at(data.region()), Cores::Warp, &p).expect("a launch"));
     sums.check(&dense, &x, n);
 }
 
@@ -207,6 +209,14 @@ fn matrices(seed: u64, half: Half, rows: usize, cols: usize, n: usize, kept: u32
     let dense = matrix(&mut values, half, rows, cols, kept);
     let x = values.many(n * cols);
     let (xs, x) = round(half, &x, n, cols);
+    let mut check = |weight: &launch::Weight, matrix: &Weight| {
+        for cores in cores() {
+            let sums = Sums::new(&mut values, n, rows, with);
+            let p = sums.product(xs.region(), n);
+            go(&launch::linear(weight, cores, &p).expect("a launch"));
+            sums.check(matrix, &x, n);
+        }
+    };
     let packed = pack::chunks(&dense.encode(), Form::Matrix).expect("packs");
     let parts = (
         Memory::of(&packed.masks),
@@ -214,25 +224,17 @@ fn matrices(seed: u64, half: Half, rows: usize, cols: usize, n: usize, kept: u32
         Memory::of(&packed.values),
     );
     let weight = packed.at(parts.0.region(), parts.1.region(), parts.2.region());
-    let sums = Sums::new(&mut values, n, rows, with);
-    go(&launch::linear(&weight, &sums.product(xs.region(), n)).expect("a launch"));
-    sums.check(&dense, &x, n);
+    check(&weight, &dense);
 
     let packed = pack::tiles(&dense).expect("packs");
     let data = Memory::of(&packed.values);
-    let sums = Sums::new(&mut values, n, rows, with);
-    let p = sums.product(xs.region(), n);
-    go(&launch::linear(&packed.at(data.region()), &p).expect("a launch"));
-    sums.check(&dense, &x, n);
+    check(&packed.at(data.region()), &dense);
 
     if cols.is_multiple_of(4) {
-        let sparse = two_four(&mut values, half, rows, cols);
+        let sparse = two_four(&mut Values(seed + 1), half, rows, cols);
         let packed = pack::two_four(&sparse).expect("packs");
         let parts = (Memory::of(&packed.values), Memory::of(&packed.places));
-        let weight = packed.at(parts.0.region(), parts.1.region());
-        let sums = Sums::new(&mut values, n, rows, with);
-        go(&launch::linear(&weight, &sums.product(xs.region(), n)).expect("a launch"));
-        sums.check(&sparse, &x, n);
+        check(&packed.at(parts.0.region(), parts.1.region()), &sparse);
     }
 }
 
@@ -456,7 +458,7 @@ fn every_kernel_runs() {
         for n in [1, 2, 3, 7, 11] {
             vectors(n as u64, half, 19, 8300, n, 20, 3);
         }
-        for n in [1, 9, 17, 33, 65] {
+        for n in [1, 9, 17, 33, 65, 130] {
             matrices(n as u64, half, 37, 332, n, 32, 0);
         }
         vectors(1, half, 9, 33, 1, 0, 0);
@@ -484,6 +486,7 @@ fn every_kernel_runs() {
         .iter()
         .map(|k| k.name)
         .filter(|n| linear(n) && !ran.contains(*n))
+        .filter(|n| cores().contains(&Cores::Group) || !n.contains("wgmma"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
@@ -504,13 +507,14 @@ fn what_does_not_fit_is_refused_with_its_name() {
         epilogue: Epilogue::NONE,
         columns: 3,
     };
-    let launch = launch::linear(&weight, &fits).unwrap();
+    let launch = launch::linear(&weight, Cores::Warp, &fits).unwrap();
     assert_eq!(
         (launch.kernel.as_str(), launch.grid),
         ("f16_linear_dense_4", [1, 1, 1])
     );
     let text = what(launch::linear(
         &weight,
+        Cores::Warp,
         &Product {
             y: region(47),
             ..fits
@@ -522,6 +526,7 @@ fn what_does_not_fit_is_refused_with_its_name() {
     );
     let text = what(launch::linear(
         &weight,
+        Cores::Warp,
         &Product {
             epilogue: Epilogue {
                 bias: Some(region(8)),
@@ -535,7 +540,11 @@ fn what_does_not_fit_is_refused_with_its_name() {
         address: 4098,
         bytes: 240,
     };
-    let text = what(launch::linear(&weight, &Product { x: odd, ..fits }));
+    let text = what(launch::linear(
+        &weight,
+        Cores::Warp,
+        &Product { x: odd, ..fits },
+    ));
     assert!(text.contains("x is at 0x1002"), "{text}");
     let heads = Heads {
         tokens: 1,

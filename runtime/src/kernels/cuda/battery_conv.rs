@@ -1,8 +1,8 @@
 //! Convolutions against plain f64: strides, dilations, padding, groups, images, tails; every form of weight.
 
 use super::battery::{Values, go, halves, matrix, rounded, two_four};
-use super::launch::{self, Epilogue, Weight, Windows};
-use super::machine::Memory;
+use super::launch::{self, Cores, Epilogue, Weight, Windows};
+use super::machine::{Memory, cores};
 use super::pack::{self, Form, Half};
 use crate::Weight as Matrix;
 use proptest::prelude::*;
@@ -115,7 +115,12 @@ fn run(case: &Case, seed: u64, kept: u32) {
         })
         .collect();
     let packed: Vec<Vec<Packed>> = weights.iter().map(|[d, s]| Packed::all(d, s)).collect();
-    for form in 0..packed[0].len() {
+    let by = |form: usize| match packed[0][form].at().is_matrix() {
+        true => cores(),
+        false => vec![Cores::Warp],
+    };
+    let forms = (0..packed[0].len()).flat_map(|f| by(f).into_iter().map(move |c| (f, c)));
+    for (form, cores) in forms {
         let y = Memory::new(case.images * all_out * pixels * 4);
         let mut is_matrix = false;
         for (g, packed) in packed.iter().enumerate() {
@@ -139,7 +144,7 @@ fn run(case: &Case, seed: u64, kept: u32) {
                 limits,
             };
             let y = y.region().from(out * pixels * 4);
-            go(&launch::conv(&weight, y, &windows, &epilogue).expect("a launch"));
+            go(&launch::conv(&weight, cores, y, &windows, &epilogue).expect("a launch"));
         }
         let y: Vec<f32> = y.read();
         for (at, y) in y.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use super::device::Stream;
 use super::error::{Error, Result};
-use super::launch::{Product, Weight, stride};
+use super::launch::{Epilogue, Product, Region, Weight, stride};
 use super::library::probe;
 use super::pack::Half;
 use cudarc::cublas::result::{self, CublasError};
@@ -64,47 +64,21 @@ impl Blas {
         Ok(blas)
     }
 
-    /// `y = w x` of a dense weight and 16-bit activations, as matrix kernels take them.
+    /// `y = w x` of a dense weight and 16-bit activations, as matrix kernels take them. Returns what is left to do: the
+    /// epilogue.
     ///
     /// # Errors
-    /// When the weight is not dense, when something is to be added, when a region is too small, or when the library
-    /// refuses.
+    /// When the weight is not dense, when a region is too small, or when the library refuses.
     ///
     /// # Safety
     /// As [`Stream::launch`].
-    pub unsafe fn linear(&self, weight: &Weight, p: &Product) -> Result<()> {
-        let &Weight::Dense {
-            half,
-            rows,
-            cols,
-            stride: pitch,
-            values,
-        } = weight
-        else {
-            return Err(Error::Weight("a sparse matrix, dense is needed".into()));
-        };
-        let fail = |what: String| {
-            let kernel = "cublasGemmEx".into();
-            Err(Error::Argument { kernel, what })
-        };
-        let n = p.columns;
-        if p.epilogue.bias.is_some() || p.epilogue.residual.is_some() {
-            return fail("a bias or a residual is not added".into());
-        }
-        let fits = values.bytes >= rows * pitch * 2
-            && p.x.bytes >= n * stride(cols) * 2
-            && p.y.bytes >= n * rows * 4;
-        let numbers = [rows, n, cols, pitch, stride(cols)].map(i32::try_from);
-        let [Ok(m), Ok(n), Ok(k), Ok(lda), Ok(ldb)] = numbers else {
-            return fail(format!("[{rows}, {cols}] by {n} columns"));
-        };
-        if !fits {
-            return fail(format!("regions are too small for [{rows}, {cols}] by {n}"));
-        }
-        use sys::cudaDataType_t as T;
-        let kind = match half {
-            Half::F16 => T::CUDA_R_16F,
-            Half::Bf16 => T::CUDA_R_16BF,
+    pub unsafe fn linear(&self, weight: &Weight, p: &Product) -> Result<Epilogue> {
+        let d = dense("cublasGemmEx", weight, p)?;
+        let [m, n, k, lda, ldb] = [d.rows, p.columns, d.cols, d.pitch, stride(d.cols)]
+            .map(|n| i32::try_from(n).unwrap_or(i32::MAX));
+        let kind = match d.half {
+            Half::F16 => sys::cudaDataType_t::CUDA_R_16F,
+            Half::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
         };
         let (one, none) = (1f32, 0f32);
         self.stream.current()?;
@@ -118,7 +92,7 @@ impl Blas {
                 n,
                 k,
                 std::ptr::from_ref(&one).cast(),
-                values.address as *const c_void,
+                d.values.address as *const c_void,
                 kind,
                 lda,
                 p.x.address as *const c_void,
@@ -126,14 +100,64 @@ impl Blas {
                 ldb,
                 std::ptr::from_ref(&none).cast(),
                 p.y.address as *mut c_void,
-                T::CUDA_R_32F,
+                sys::cudaDataType_t::CUDA_R_32F,
                 m,
                 sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         };
-        said(done, "cublasGemmEx")
+        said(done, "cublasGemmEx")?;
+        Ok(p.epilogue)
     }
+}
+
+/// A dense weight for a library.
+pub(super) struct Dense {
+    pub half: Half,
+    pub rows: usize,
+    pub cols: usize,
+    /// Elements from a row to the next.
+    pub pitch: usize,
+    pub values: Region,
+}
+
+/// The weight of a product whose regions hold it, with sizes that are numbers of i32.
+pub(super) fn dense(call: &'static str, weight: &Weight, p: &Product) -> Result<Dense> {
+    let &Weight::Dense {
+        half,
+        rows,
+        cols,
+        stride: pitch,
+        values,
+    } = weight
+    else {
+        return Err(Error::Weight("a sparse matrix, dense is needed".into()));
+    };
+    let fail = |what: String| {
+        let kernel = call.into();
+        Err(Error::Argument { kernel, what })
+    };
+    let n = p.columns;
+    let numbers = [rows, n, pitch, stride(cols)];
+    if numbers.iter().any(|&n| i32::try_from(n).is_err()) {
+        return fail(format!("[{rows}, {cols}] by {n} columns"));
+    }
+    let holds = |region: Option<Region>, elements| region.is_none_or(|r| r.bytes >= elements * 4);
+    let fits = values.bytes >= rows * pitch * 2
+        && p.x.bytes >= n * stride(cols) * 2
+        && p.y.bytes >= n * rows * 4
+        && holds(p.epilogue.bias, rows)
+        && holds(p.epilogue.residual, n * rows);
+    if !fits {
+        return fail(format!("regions are too small for [{rows}, {cols}] by {n}"));
+    }
+    Ok(Dense {
+        half,
+        rows,
+        cols,
+        pitch,
+        values,
+    })
 }
 
 impl Drop for Blas {

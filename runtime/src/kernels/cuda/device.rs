@@ -5,7 +5,7 @@ use super::error::{Error, Result};
 use super::launch::{Argument, Launch, Region};
 use super::library::probe;
 use super::pack::{Chunks, Rows, Tiles, TwoFour};
-use super::table::{KERNELS, Parameter, Ptx, ptx_for};
+use super::table::{KERNELS, Parameter, Ptx, hopper_for, ptx_for};
 use super::{launch, table};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -210,6 +210,8 @@ impl Device {
             tensor: clock * processors * tensor,
             launch: 0.0,
             blas: false,
+            blas_lt: false,
+            groups: false,
             bf16: false,
         })
     }
@@ -258,12 +260,26 @@ impl Modules {
             modules: Vec::new(),
             functions: HashMap::new(),
         };
+        loaded.add(ptx)?;
+        if let Some(own) = hopper_for(device.capability) {
+            loaded.add(own)?;
+        }
+        Ok(loaded)
+    }
+
+    /// Loads modules; those of [`HOPPER`](table::HOPPER) only where the driver knows their version of PTX.
+    fn add(&mut self, ptx: &Ptx) -> Result<()> {
         for (source, text) in ptx.modules {
             let text = c_string(text)?;
             // SAFETY: PTX that ends with a zero.
             let module = unsafe { result::module::load_data(text.as_ptr().cast()) };
+            if let Err(DriverError(sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION)) = module
+                && ptx.target == table::HOPPER.target
+            {
+                return Ok(());
+            }
             let module = module.said("cuModuleLoadData")?;
-            loaded.modules.push(module);
+            self.modules.push(module);
             for k in KERNELS.iter().filter(|k| k.source == *source) {
                 if !ptx.bf16 && k.name.starts_with("bf16") {
                     continue;
@@ -271,10 +287,10 @@ impl Modules {
                 // SAFETY: the module was just loaded.
                 let function = unsafe { result::module::get_function(module, c_string(k.name)?) };
                 let function = function.said("cuModuleGetFunction")?;
-                loaded.functions.insert(k.name, function);
+                self.functions.insert(k.name, function);
             }
         }
-        Ok(loaded)
+        Ok(())
     }
 
     /// Whether there is a kernel of that name.

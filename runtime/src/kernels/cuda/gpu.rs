@@ -1,10 +1,11 @@
 //! A GPU as a machine that plans run on.
 
-use super::backend::{Limits, Machine, Recorded, Work};
+use super::backend::{Library, Limits, Machine, Recorded, Work};
 use super::blas::Blas;
+use super::blas_lt::BlasLt;
 use super::device::{Arena, Device, Event, Graph, Modules, Stream};
 use super::error::{Error, Result};
-use super::launch::Region;
+use super::launch::{self, Epilogue, Region};
 use super::staging::Staging;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ const LAUNCH: f64 = 2.5e-6;
 pub struct Gpu {
     graphs: Vec<Graph>,
     blas: Option<Blas>,
+    blas_lt: Option<BlasLt>,
     staging: Staging,
     stream: Arc<Stream>,
     modules: Modules,
@@ -33,23 +35,24 @@ impl Gpu {
         let device = Device::open(ordinal)?;
         let modules = Modules::load(&device)?;
         let stream = Arc::new(Stream::new(&device)?);
-        let blas = match Blas::open(&stream) {
-            Ok(blas) => Some(blas),
-            Err(Error::NoLibrary { .. } | Error::NoSymbol { .. }) => None,
-            Err(e) => return Err(e),
-        };
+        let blas = there(Blas::open(&stream))?;
+        let blas_lt = there(BlasLt::open(&device, &stream))?;
         let mut limits = device.limits()?;
         limits.launch = LAUNCH;
         limits.blas = blas.is_some();
+        limits.blas_lt = blas_lt.is_some();
+        limits.groups = modules.has("f16_linear_bitmask_wgmma_64");
         limits.bf16 = modules.has("bf16_round");
         if !modules.has("f16_linear_bitmask_mma_8") {
             limits.tensor = 0.0;
             // What cuBLAS would read is rounded by the same kernels; its tensor cores are not counted.
-            limits.blas = limits.blas && modules.has("f16_round");
+            limits.blas &= modules.has("f16_round");
+            limits.blas_lt &= modules.has("f16_round");
         }
         Ok(Gpu {
             graphs: Vec::new(),
             blas,
+            blas_lt,
             staging: Staging::new(&device)?,
             stream,
             modules,
@@ -67,11 +70,26 @@ impl Gpu {
     fn one(&self, work: &Work) -> Result<()> {
         // SAFETY: `run` and `record` promise it.
         unsafe {
-            match (work, &self.blas) {
-                (Work::Launch(launch), _) => self.stream.launch(&self.modules, launch),
-                (Work::Blas(weight, product), Some(blas)) => blas.linear(weight, product),
-                (Work::Blas(..), None) => Err(Error::NoLibrary { library: "cuBLAS" }),
+            let (left, weight, product) = match work {
+                Work::Launch(launch) => return self.stream.launch(&self.modules, launch),
+                Work::Blas(Library::Cublas, weight, product) => match &self.blas {
+                    Some(blas) => (blas.linear(weight, product)?, weight, product),
+                    None => return Err(Error::NoLibrary { library: "cuBLAS" }),
+                },
+                Work::Blas(Library::CublasLt, weight, product) => match &self.blas_lt {
+                    Some(blas) => (blas.linear(weight, product)?, weight, product),
+                    None => {
+                        return Err(Error::NoLibrary {
+                            library: "cuBLASLt",
+                        });
+                    }
+                },
+            };
+            if left == Epilogue::NONE {
+                return Ok(());
             }
+            let rest = launch::epilogue(product.y, &left, weight.shape().0, product.columns)?;
+            self.stream.launch(&self.modules, &rest)
         }
     }
 
@@ -85,6 +103,15 @@ impl Gpu {
             call: "cuGraphLaunch",
             what: format!("nothing was recorded as {}", recorded.0),
         })
+    }
+}
+
+/// A library that is opened, or `None` where it is not installed or too old.
+fn there<T>(opened: Result<T>) -> Result<Option<T>> {
+    match opened {
+        Ok(library) => Ok(Some(library)),
+        Err(Error::NoLibrary { .. } | Error::NoSymbol { .. }) => Ok(None),
+        Err(e) => Err(e),
     }
 }
 

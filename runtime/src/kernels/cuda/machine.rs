@@ -4,7 +4,7 @@
 use super::backend::{Limits, Machine, Recorded, Work};
 use super::device::{Arena, Device, Modules, Plain, Stream, pointer};
 use super::gpu::Gpu;
-use super::launch::{Launch, Product, Region, Weight};
+use super::launch::{self, Cores, Epilogue, Launch, Product, Region, Weight};
 use super::pack::Half;
 use super::table::KERNELS;
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -77,6 +77,15 @@ pub(crate) fn machine() -> Box<dyn Machine> {
     match gpu() {
         Some(_) => Box::new(Gpu::open(0).unwrap_or_else(|e| panic!("{e}"))),
         None => Box::new(Host::default()),
+    }
+}
+
+/// Who multiplies there.
+pub(super) fn cores() -> Vec<Cores> {
+    match gpu() {
+        Some((_, modules, _)) if !modules.has("f16_linear_bitmask_mma_8") => Vec::new(),
+        Some((_, modules, _)) if !modules.has("f16_linear_bitmask_wgmma_64") => vec![Cores::Warp],
+        _ => vec![Cores::Warp, Cores::Group],
     }
 }
 
@@ -200,6 +209,8 @@ impl Default for Host {
                 tensor: 495e12,
                 launch: 2.5e-6,
                 blas: false,
+                blas_lt: false,
+                groups: true,
                 bf16: true,
             },
             clock: |_| 1e-6,
@@ -217,12 +228,12 @@ impl Host {
     fn one(work: &Work) {
         match work {
             Work::Launch(launch) => run(launch),
-            Work::Blas(weight, product) => blas(weight, product),
+            Work::Blas(_, weight, product) => blas(weight, product),
         }
     }
 }
 
-/// What cuBLAS does, in f32 and in order.
+/// What a library does, in f32 and in order; what follows a sum by the kernel for it.
 fn blas(weight: &Weight, p: &Product) {
     let &Weight::Dense {
         half,
@@ -250,6 +261,10 @@ fn blas(weight: &Weight, p: &Product) {
                 *(p.y.address as *mut f32).add(j * rows + r) = (0..cols).map(term).sum();
             }
         }
+    }
+    if p.epilogue != Epilogue::NONE {
+        let rest = launch::epilogue(p.y, &p.epilogue, rows, p.columns);
+        run(&rest.unwrap_or_else(|e| panic!("{e}")));
     }
 }
 

@@ -12,6 +12,7 @@ mod battery;
 #[cfg(test)]
 mod battery_conv;
 mod blas;
+mod blas_lt;
 mod device;
 mod error;
 mod gpu;
@@ -23,8 +24,9 @@ pub mod pack;
 mod staging;
 mod table;
 
-pub use backend::{Limits, Machine, Recorded, Work};
+pub use backend::{Library, Limits, Machine, Recorded, Work};
 pub use blas::Blas;
+pub use blas_lt::BlasLt;
 pub use device::{Arena, Device, Event, Graph, Modules, Plain, Stream};
 pub use error::{Error, Result};
 pub use gpu::Gpu;

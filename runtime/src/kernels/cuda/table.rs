@@ -70,6 +70,20 @@ pub(super) const PTX: &[Ptx] = &[
     },
 ];
 
+/// Kernels of instructions that compute capability 9.0 has and no other; 8.2 is CUDA 12.2.
+pub(super) const HOPPER: Ptx = Ptx {
+    capability: (9, 0),
+    target: "sm_90a",
+    version: "8.2",
+    modules: ptx!("sm_90a": "hopper"),
+    bf16: true,
+};
+
+/// What is loaded beside for a device of this compute capability.
+pub(super) fn hopper_for(capability: (i32, i32)) -> Option<&'static Ptx> {
+    (HOPPER.capability == capability).then_some(&HOPPER)
+}
+
 /// The PTX for a device of this compute capability, if it is new enough.
 pub fn ptx_for(capability: (i32, i32)) -> Option<&'static Ptx> {
     PTX.iter().find(|p| p.capability <= capability)
@@ -127,6 +141,18 @@ pub const KERNELS: &[Kernel] = kernels! {
     "matrix" BITMASK_CONV, "f16_conv_bitmask_mma_64" "bf16_conv_bitmask_mma_64";
     "matrix" TWO_FOUR_CONV_MMA, "f16_conv_2to4_mma_64" "bf16_conv_2to4_mma_64";
     "matrix" DENSE_CONV_MMA, "f16_conv_dense_mma_64" "bf16_conv_dense_mma_64";
+    "hopper" BITMASK_MMA,
+        "f16_linear_bitmask_wgmma_64" "f16_linear_bitmask_wgmma_128"
+        "bf16_linear_bitmask_wgmma_64" "bf16_linear_bitmask_wgmma_128";
+    "hopper" TWO_FOUR_MMA,
+        "f16_linear_2to4_wgmma_64" "f16_linear_2to4_wgmma_128"
+        "bf16_linear_2to4_wgmma_64" "bf16_linear_2to4_wgmma_128";
+    "hopper" DENSE_MMA,
+        "f16_linear_dense_wgmma_64" "f16_linear_dense_wgmma_128"
+        "bf16_linear_dense_wgmma_64" "bf16_linear_dense_wgmma_128";
+    "hopper" BITMASK_CONV, "f16_conv_bitmask_wgmma_128" "bf16_conv_bitmask_wgmma_128";
+    "hopper" TWO_FOUR_CONV_MMA, "f16_conv_2to4_wgmma_128" "bf16_conv_2to4_wgmma_128";
+    "hopper" DENSE_CONV_MMA, "f16_conv_dense_wgmma_128" "bf16_conv_dense_wgmma_128";
     "decoder" &[P, P, P, I, F], "f32_rms_norm";
     "decoder" &[P, P, P, P, P, I, I, I, I, I, I], "f32_rotary";
     "decoder" ATTENTION, "f16_attention" "f32_attention";
@@ -181,9 +207,13 @@ mod tests {
         .collect()
     }
 
+    fn all() -> impl Iterator<Item = &'static Ptx> {
+        PTX.iter().chain([&HOPPER])
+    }
+
     #[test]
     fn ptx_says_the_version_and_the_target_that_the_oldest_driver_takes() {
-        for ptx in PTX {
+        for ptx in all() {
             for (source, text) in ptx.modules {
                 let line = |start: &str| {
                     let lines: Vec<_> = text.lines().filter(|l| l.starts_with(start)).collect();
@@ -199,7 +229,7 @@ mod tests {
 
     #[test]
     fn every_kernel_is_in_the_ptx_with_its_parameters_and_no_other() {
-        for ptx in PTX {
+        for ptx in all() {
             for (source, text) in ptx.modules {
                 let found = entries(text);
                 let mut wanted = BTreeMap::new();
@@ -211,11 +241,9 @@ mod tests {
                 assert_eq!(found, wanted, "{source} {}", ptx.target);
             }
         }
-        assert!(
-            KERNELS
-                .iter()
-                .all(|k| PTX[0].modules.iter().any(|(s, _)| *s == k.source))
-        );
+        let newest = || PTX[0].modules.iter().chain(HOPPER.modules);
+        let has = |k: &Kernel| newest().any(|(s, _)| *s == k.source);
+        assert!(KERNELS.iter().all(has));
     }
 
     #[test]
@@ -226,6 +254,8 @@ mod tests {
         assert_eq!(target(7, 5), Some("sm_72"));
         for (major, minor) in [(8, 0), (8, 7), (9, 0), (10, 1), (11, 0), (12, 0)] {
             assert_eq!(target(major, minor), Some("sm_80"));
+            // Instructions of 9.0 alone: a later device has others in their place.
+            assert_eq!(hopper_for((major, minor)).is_some(), major == 9);
         }
     }
 }

@@ -237,9 +237,9 @@ impl DevicePlan {
                     y: io.out,
                     scratch: io.scratch,
                 };
-                let blas = chosen.form == DeviceForm::DenseBlas;
-                self.work
-                    .extend(weighted::work(&op, &at, &uploaded, machine, pool, blas)?);
+                let form = chosen.form;
+                let work = weighted::work(&op, &at, &uploaded, machine, pool, form)?;
+                self.work.extend(work);
             }
             _ => return Err(refuse("has no form on a GPU")),
         }

@@ -100,18 +100,14 @@ impl Pool {
         form: DeviceForm,
         groups: &[crate::Weight],
     ) -> Result<Vec<Weight>> {
-        // cuBLAS and the vector kernels read the same rows.
-        let as_stored = match form {
-            DeviceForm::DenseBlas => DeviceForm::DenseVector,
-            other => other,
-        };
-        let name = (key.to_owned(), as_stored);
+        let form = form.packing();
+        let name = (key.to_owned(), form);
         if let Some(weights) = self.weights.get(&name) {
             return Ok(weights.clone());
         }
         let before = self.bytes;
         let one = |weight: &crate::Weight, pool: &mut Pool, machine: &mut dyn Machine| {
-            upload(machine, pool, as_stored, weight)
+            upload(machine, pool, form, weight)
         };
         let weights = groups.iter().map(|w| one(w, self, machine));
         let weights = weights.collect::<Result<Vec<_>>>()?;
@@ -135,8 +131,8 @@ pub(super) fn upload(
 ) -> Result<Weight> {
     let halves = |data: &[u16]| bytes(data, u16::to_le_bytes);
     let words = |data: &[u32]| bytes(data, u32::to_le_bytes);
-    Ok(match form {
-        DeviceForm::DenseVector | DeviceForm::DenseBlas => {
+    Ok(match form.packing() {
+        DeviceForm::DenseVector => {
             let packed = pack::rows(&weight.decode())?;
             packed.at(pool.put(machine, &halves(&packed.values))?)
         }
@@ -144,8 +140,8 @@ pub(super) fn upload(
             let packed = pack::tiles(&weight.decode())?;
             packed.at(pool.put(machine, &halves(&packed.values))?)
         }
-        DeviceForm::BitmaskVector | DeviceForm::BitmaskMma => {
-            let lay = match form {
+        packing @ (DeviceForm::BitmaskVector | DeviceForm::BitmaskMma) => {
+            let lay = match packing {
                 DeviceForm::BitmaskVector => Form::Vector,
                 _ => Form::Matrix,
             };
@@ -156,7 +152,7 @@ pub(super) fn upload(
                 pool.put(machine, &halves(&packed.values))?,
             )
         }
-        DeviceForm::TwoOfFourMma => {
+        _ => {
             let stored = weight.encode_two_four().map_err(Error::Weight)?;
             let packed = pack::two_four(&stored)?;
             packed.at(

@@ -4,7 +4,7 @@ use super::choose::{self, DeviceCandidate, DeviceForm, Layer};
 use super::pool::{Pool, upload};
 use super::{DeviceOptions, bind};
 use crate::Result;
-use crate::cuda::launch::{self, Epilogue, Product, Region, Windows};
+use crate::cuda::launch::{self, Cores, Epilogue, Product, Region, Windows};
 use crate::cuda::{Error, Machine, Work};
 use crate::plan::lower::device::{DeviceOp, Geometry, Weights};
 
@@ -95,7 +95,7 @@ pub(super) fn choose(
     };
     let elements = match form {
         f if f.is_dense() => layer.rows * layer.cols,
-        DeviceForm::TwoOfFourMma => layer.rows * layer.cols / 2,
+        f if f.packing() == DeviceForm::TwoOfFourMma => layer.rows * layer.cols / 2,
         _ => layer.nonzeros,
     };
     Ok(Some(Chosen {
@@ -123,7 +123,7 @@ pub(super) fn work(
     uploaded: &[launch::Weight],
     machine: &mut dyn Machine,
     pool: &mut Pool,
-    blas: bool,
+    form: DeviceForm,
 ) -> Result<Vec<Work>> {
     let (weights, geometry) = match op {
         DeviceOp::Plain(_) => return Ok(Vec::new()),
@@ -140,12 +140,12 @@ pub(super) fn work(
         limits: weights.limits,
     };
     if let Some(g) = geometry {
-        return conv(g, at, uploaded, &epilogue, machine, pool);
+        return conv(g, at, uploaded, form.cores(), &epilogue, machine, pool);
     }
     let (Some(weight), DeviceOp::Linear(_, columns)) = (uploaded.first(), op) else {
         return Ok(Vec::new());
     };
-    let (columns, (rows, cols)) = (*columns, weight.shape());
+    let (columns, cols) = (*columns, weight.shape().1);
     let mut product = Product {
         y: at.y,
         x: at.x,
@@ -153,25 +153,17 @@ pub(super) fn work(
         columns,
     };
     let mut all = Vec::new();
-    if weight.is_matrix() || blas {
+    if form.is_rounded() {
         let half = weight.half();
         all.push(Work::Launch(launch::round(
             half, at.scratch, at.x, columns, cols,
         )?));
         product.x = at.scratch;
     }
-    if !blas {
-        all.push(Work::Launch(launch::linear(weight, &product)?));
-        return Ok(all);
-    }
-    product.epilogue = Epilogue::NONE;
-    all.push(Work::Blas(*weight, product));
-    let open = bind::is_open(weights.limits);
-    if epilogue.bias.is_some() || epilogue.residual.is_some() || !open {
-        all.push(Work::Launch(launch::epilogue(
-            at.y, &epilogue, rows, columns,
-        )?));
-    }
+    all.push(match form.library() {
+        Some(library) => Work::Blas(library, *weight, product),
+        None => Work::Launch(launch::linear(weight, form.cores(), &product)?),
+    });
     Ok(all)
 }
 
@@ -179,6 +171,7 @@ fn conv(
     g: &Geometry,
     at: &Regions,
     uploaded: &[launch::Weight],
+    cores: Cores,
     epilogue: &Epilogue,
     machine: &mut dyn Machine,
     pool: &mut Pool,
@@ -225,7 +218,7 @@ fn conv(
             residual: epilogue.residual.map(|r| r.from(skip)),
             ..*epilogue
         };
-        let launch = launch::conv(weight, at.y.from(skip), &windows, &epilogue)?;
+        let launch = launch::conv(weight, cores, at.y.from(skip), &windows, &epilogue)?;
         Ok(Work::Launch(launch))
     };
     uploaded.iter().enumerate().map(one).collect()
@@ -264,7 +257,6 @@ fn measured(op: &DeviceOp, form: DeviceForm, machine: &mut dyn Machine) -> Resul
         y: zeros(y, machine)?,
         scratch: zeros(scratch(op), machine)?,
     };
-    let blas = form == DeviceForm::DenseBlas;
     // So many copies that none is in a cache when its turn comes, up to what a tuning may take.
     let bytes: usize = weights.groups.iter().map(|w| w.numel() * 2).sum();
     let copies = (super::ROTATED / bytes.max(1)).clamp(1, 64);
@@ -273,7 +265,7 @@ fn measured(op: &DeviceOp, form: DeviceForm, machine: &mut dyn Machine) -> Resul
         let groups = weights.groups.iter();
         let uploaded = groups.map(|w| upload(machine, &mut pool, form, w));
         let uploaded = uploaded.collect::<Result<Vec<_>>>()?;
-        all.extend(work(op, &regions, &uploaded, machine, &mut pool, blas)?);
+        all.extend(work(op, &regions, &uploaded, machine, &mut pool, form)?);
     }
     // SAFETY: the regions were made for the layer, and live until the last replay.
     let recorded = unsafe { machine.record(&all)? };

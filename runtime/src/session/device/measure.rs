@@ -3,7 +3,7 @@
 use super::{DeviceDecoder, DeviceSession};
 use crate::cuda::launch::{Epilogue, Product, Region, Weight};
 use crate::cuda::pack::Half;
-use crate::cuda::{Machine, Recorded, Work};
+use crate::cuda::{Library, Machine, Recorded, Work};
 use crate::plan::device::{DevicePlan, ROTATED};
 use crate::{PhaseKind, Result};
 
@@ -12,7 +12,7 @@ use crate::{PhaseKind, Result};
 pub struct Ceilings {
     /// Bytes a second of a copy within the device, read and written.
     pub copy: f64,
-    /// Multiply-adds a second of a product of f16 matrices, 4096 cubed, by cuBLAS; `None` without it.
+    /// Multiply-adds a second of a product of f16 matrices, 4096 cubed, by cuBLASLt; `None` without it.
     pub gemm: Option<f64>,
 }
 
@@ -53,7 +53,7 @@ fn measure_ceilings(machine: &mut dyn Machine, runs: usize) -> Result<Ceilings> 
     let recorded = unsafe { machine.record_copies(&[(to, from)])? };
     let copy = 2.0 * ROTATED as f64 / median(machine, recorded, runs)?;
     let mut gemm = None;
-    if machine.limits().blas {
+    if machine.limits().blas_lt {
         let matrix = |machine: &mut dyn Machine, size: usize| machine.allocate(CUBE * CUBE * size);
         let (values, x, y): (Region, Region, Region) = (
             matrix(machine, 2)?,
@@ -80,7 +80,8 @@ fn measure_ceilings(machine: &mut dyn Machine, runs: usize) -> Result<Ceilings> 
             columns: CUBE,
         };
         // SAFETY: the regions hold the matrices and live until they are freed, after the last replay.
-        let recorded = unsafe { machine.record(&[Work::Blas(weight, product)])? };
+        let recorded =
+            unsafe { machine.record(&[Work::Blas(Library::CublasLt, weight, product)])? };
         gemm = Some((CUBE as f64).powi(3) / median(machine, recorded, runs)?);
     }
     Ok(Ceilings { copy, gemm })

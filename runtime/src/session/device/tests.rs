@@ -144,8 +144,10 @@ fn decoders_say_what_the_cpu_says() {
     for form in [
         DeviceForm::DenseVector,
         DeviceForm::DenseMma,
+        DeviceForm::DenseWgmma,
         DeviceForm::BitmaskVector,
         DeviceForm::BitmaskMma,
+        DeviceForm::BitmaskWgmma,
     ] {
         let plan = DeviceOptions {
             forms: every(&sparse, form),
@@ -160,18 +162,20 @@ fn decoders_say_what_the_cpu_says() {
         assert!(forms.clone().count() > 10 && forms.clone().all(|f| f == form));
     }
     let quarter = pruned(&plain, two_four);
-    let forms: BTreeMap<_, _> = quarter
-        .product_weights()
-        .iter()
-        .filter(|w| quarter.weights()[w.0].is_two_four())
-        .map(|w| (w.0.to_owned(), vec![DeviceForm::TwoOfFourMma]))
-        .collect();
-    assert!(forms.len() > 5);
-    let plan = DeviceOptions {
-        forms,
-        ..DeviceOptions::default()
-    };
-    decoders(&quarter, plan, 6e-3, "2:4");
+    for form in [DeviceForm::TwoOfFourMma, DeviceForm::TwoOfFourWgmma] {
+        let forms: BTreeMap<_, _> = quarter
+            .product_weights()
+            .iter()
+            .filter(|w| quarter.weights()[w.0].is_two_four())
+            .map(|w| (w.0.to_owned(), vec![form]))
+            .collect();
+        assert!(forms.len() > 5);
+        let plan = DeviceOptions {
+            forms,
+            ..DeviceOptions::default()
+        };
+        decoders(&quarter, plan, 6e-3, form.name());
+    }
     // Weights of f32 are rounded.
     decoders(&plain, DeviceOptions::default(), 8e-3, "f32");
 }
@@ -332,8 +336,10 @@ fn networks_say_what_the_cpu_says() {
         for form in [
             DeviceForm::DenseVector,
             DeviceForm::DenseMma,
+            DeviceForm::DenseWgmma,
             DeviceForm::BitmaskVector,
             DeviceForm::BitmaskMma,
+            DeviceForm::BitmaskWgmma,
         ] {
             let depthwise = |n: &String| model.weights()[n].shape().get(1) == Some(&1);
             let mut forms = every(&model, form);
@@ -540,31 +546,28 @@ fn encoders_say_what_the_cpu_says() {
 
 #[test]
 #[ignore = "needs a C++ compiler"]
-fn cublas_takes_dense_layers_and_the_epilogue_follows() {
-    let mut host = Host::default();
-    host.limits.blas = true;
-    let model = network(2);
-    let data = image(2 * 3 * 13 * 11);
-    let inputs = [TensorView::f32(&[2, 3, 13, 11], &data)];
-    let is_classifier = |w: &&(&str, &Node)| model.weights()[w.0].shape() == [11, 24];
-    let classifier = model
-        .product_weights()
-        .iter()
-        .find(is_classifier)
-        .unwrap()
-        .0
-        .to_owned();
-    let options = DeviceOptions {
-        forms: BTreeMap::from([(classifier, vec![DeviceForm::DenseBlas])]),
-        ..DeviceOptions::default()
-    };
-    let device = sessions(&model, Box::new(host), &options, &inputs, 3e-3, "cublas");
-    let kernels: Vec<&str> = device
-        .steps()
-        .iter()
-        .map(|s| s.info.kernel.as_str())
-        .collect();
-    assert!(kernels.contains(&"cublas_gemm"), "{kernels:?}");
+fn libraries_take_dense_layers_and_the_epilogue_follows() {
+    for (form, kernel) in [
+        (DeviceForm::DenseBlas, "cublas_gemm"),
+        (DeviceForm::DenseBlasLt, "cublaslt_matmul"),
+    ] {
+        let mut host = Host::default();
+        (host.limits.blas, host.limits.blas_lt) = (true, true);
+        let model = network(2);
+        let data = image(2 * 3 * 13 * 11);
+        let inputs = [TensorView::f32(&[2, 3, 13, 11], &data)];
+        let is_classifier = |w: &&(&str, &Node)| model.weights()[w.0].shape() == [11, 24];
+        let weights = model.product_weights();
+        let classifier = weights.iter().find(is_classifier).unwrap().0.to_owned();
+        let options = DeviceOptions {
+            forms: BTreeMap::from([(classifier, vec![form])]),
+            ..DeviceOptions::default()
+        };
+        let device = sessions(&model, Box::new(host), &options, &inputs, 3e-3, kernel);
+        let steps = device.steps().iter();
+        let kernels: Vec<&str> = steps.map(|s| s.info.kernel.as_str()).collect();
+        assert!(kernels.contains(&kernel), "{kernels:?}");
+    }
 }
 
 #[test]

@@ -58,9 +58,18 @@ pub struct Product {
     pub columns: usize,
 }
 
+/// Who multiplies on tensor cores: kernels of matrices come for both, those of vectors for neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// A warp: `mma`, compute capability 8.0 and later.
+    Warp,
+    /// Four warps: `wgmma`, compute capability 9.0.
+    Group,
+}
+
 /// What is done to a sum before it is stored: the bias of its row and a residual are added, then it is brought within the
 /// limits.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Epilogue {
     /// f32 `[rows]`.
     pub bias: Option<Region>,
@@ -213,7 +222,7 @@ impl Weight {
     }
 
     /// A launch of `columns` columns of an operation, without its arguments.
-    fn launch(&self, operation: &str, columns: usize) -> Result<Builder> {
+    fn launch(&self, cores: Cores, operation: &str, columns: usize) -> Result<Builder> {
         let (rows, n) = (self.shape().0, columns);
         let (half, name) = (self.half().name(), self.name());
         let conv = operation == "conv";
@@ -225,12 +234,15 @@ impl Weight {
             let kernel = format!("{half}_{operation}_{name}_{width}");
             return Builder::new(kernel, [rows.div_ceil(16), n.div_ceil(width), 1], 512);
         }
-        let width = match conv {
-            true => 64,
-            false => n.next_power_of_two().clamp(8, 64),
+        let wide = n.next_power_of_two();
+        let (cores, width, high) = match (cores, conv) {
+            (Cores::Warp, true) => ("mma", 64, 64),
+            (Cores::Warp, false) if wide >= 64 => ("mma", 64, 64),
+            (Cores::Warp, false) => ("mma", wide.max(8), 32),
+            (Cores::Group, false) if wide <= 64 => ("wgmma", 64, 64),
+            (Cores::Group, _) => ("wgmma", 128, 128),
         };
-        let high = if width == 64 { 64 } else { 32 };
-        let kernel = format!("{half}_{operation}_{name}_mma_{width}");
+        let kernel = format!("{half}_{operation}_{name}_{cores}_{width}");
         Builder::new(kernel, [rows.div_ceil(high), n.div_ceil(width), 1], 256)
     }
 }
@@ -301,9 +313,9 @@ impl Builder {
 ///
 /// # Errors
 /// When a region is too small or not aligned.
-pub fn linear(weight: &Weight, p: &Product) -> Result<Launch> {
+pub fn linear(weight: &Weight, cores: Cores, p: &Product) -> Result<Launch> {
     let (n, (rows, cols)) = (p.columns, weight.shape());
-    let b = weight.launch("linear", n)?;
+    let b = weight.launch(cores, "linear", n)?;
     let b = b.floats("y", p.y, &[n, rows])?.weight(weight)?;
     let b = match weight.is_matrix() {
         true => b.region("x", p.x, &[n, stride(cols) / 8], 16)?,
@@ -323,11 +335,11 @@ pub fn linear(weight: &Weight, p: &Product) -> Result<Launch> {
 ///
 /// # Errors
 /// When a region is too small or not aligned, or when a window is larger than its table can say.
-pub fn conv(weight: &Weight, y: Region, w: &Windows, e: &Epilogue) -> Result<Launch> {
+pub fn conv(weight: &Weight, cores: Cores, y: Region, w: &Windows, e: &Epilogue) -> Result<Launch> {
     let (rows, cols) = weight.shape();
     let (pixels, plane) = (w.output[0] * w.output[1], w.input[0] * w.input[1]);
     let n = w.images * pixels;
-    let b = weight.launch("conv", n)?;
+    let b = weight.launch(cores, "conv", n)?;
     if w.images == 0 || rows > w.outputs || w.channels[1] > w.channels[0] {
         return b.fail(format!("{w:?} for {rows} rows"));
     }

@@ -2,6 +2,8 @@
 #define LACUNA_BF16 1
 #include "vector.cu"
 #include "matrix.cu"
+#undef CONV
+#include "hopper.cu"
 #include "decoder.cu"
 #include "elementwise.cu"
 #include "rows.cu"

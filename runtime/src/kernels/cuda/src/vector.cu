@@ -160,3 +160,4 @@ VECTOR(bf16, BF16, 4)
 VECTOR(bf16, BF16, 8)
 CONV(bf16, BF16)
 #endif
+#undef CONV
