@@ -3,7 +3,7 @@
 use super::super::rewrite::{Unit, linear_weight};
 use super::tokens::Tokens;
 use super::weighted::{bias_of, linear_sizes, weight_of};
-use super::{Context, Lowered, Place, lower_unit, places};
+use super::{Context, Lowered, Place, lower_unit, places, transposed};
 use crate::kernels::cpu::Kernel;
 use crate::model::{Op, Shapes, padding_for};
 use crate::plan::rewrite::{LinearUse, Units, is_depthwise};
@@ -77,22 +77,43 @@ pub(in crate::plan) fn lower_device(
             pack_cache: None,
             is_small: false,
         };
-        if let Some(step) = weighted(&context, bf16, &mut lowered)? {
-            steps.push(step);
-            continue;
-        }
-        lower_unit(&context, None, &mut lowered)?;
-        let infos = std::mem::take(&mut lowered.infos);
-        let plain = std::mem::take(&mut lowered.steps);
-        steps.extend(plain.into_iter().zip(infos).map(|(step, info)| DeviceStep {
-            op: DeviceOp::Plain(step.kernel),
-            inputs: step.inputs,
-            out: step.out,
-            out_len: step.out_len,
-            info,
-        }));
+        steps_of(&context, bf16, &mut lowered, &mut steps)?;
     }
     Ok((lowered, steps))
+}
+
+fn steps_of(
+    context: &Context<'_>,
+    bf16: bool,
+    lowered: &mut Lowered,
+    steps: &mut Vec<DeviceStep>,
+) -> Result<()> {
+    if let Some(step) = weighted(context, bf16, lowered)? {
+        steps.push(step);
+        return Ok(());
+    }
+    let op = &context.unit.node.op;
+    match op {
+        Op::ConvTranspose { .. } => transposed::lower(context, lowered, &mut |inner, lowered| {
+            let begun = steps.len();
+            steps_of(inner, bf16, lowered, steps)?;
+            steps[begun..]
+                .iter_mut()
+                .for_each(|s| s.info.op = op.name());
+            Ok(())
+        })?,
+        _ => lower_unit(context, None, lowered)?,
+    }
+    let infos = std::mem::take(&mut lowered.infos);
+    let plain = std::mem::take(&mut lowered.steps);
+    steps.extend(plain.into_iter().zip(infos).map(|(step, info)| DeviceStep {
+        op: DeviceOp::Plain(step.kernel),
+        inputs: step.inputs,
+        out: step.out,
+        out_len: step.out_len,
+        info,
+    }));
+    Ok(())
 }
 
 fn weighted(

@@ -291,7 +291,9 @@ fn lower_unit(
     match &unit.node.op {
         Op::Conv { .. } => window::depthwise(context, lowered),
         Op::Gemm { .. } | Op::MatMul { .. } => generic::matrix_product(context, lowered),
-        Op::ConvTranspose { .. } => transposed::lower(context, lowered),
+        Op::ConvTranspose { .. } => transposed::lower(context, lowered, &mut |inner, lowered| {
+            lower_unit(inner, weighted::prepare(inner)?, lowered)
+        }),
         Op::MaxPool(w) => window::pool(context, w, None, lowered),
         Op::AveragePool {
             window: w,

@@ -3,7 +3,7 @@
 
 use super::super::rewrite::Unit;
 use super::generic::{Table, contiguous};
-use super::{Context, Lowered, LoweredStep, lower_unit, weighted};
+use super::{Context, Lowered, LoweredStep};
 use crate::kernels::cpu::Kernel;
 use crate::kernels::cpu::generic::{Generic, Part};
 use crate::model::{Dim, Graph, Input, Node, Op, Padding, Shapes, Weight, Weights};
@@ -56,7 +56,14 @@ fn phases(output: usize, kernel: usize, stride: usize, pad: usize, dilation: usi
     (0..stride.min(output)).map(one).collect()
 }
 
-pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> {
+/// Lowers one of the convolutions, a unit of a model of its own.
+pub(super) type Each<'e> = dyn FnMut(&Context<'_>, &mut Lowered) -> Result<()> + 'e;
+
+pub(super) fn lower(
+    context: &Context<'_>,
+    lowered: &mut Lowered,
+    each: &mut Each<'_>,
+) -> Result<()> {
     let unit = context.unit;
     let Op::ConvTranspose {
         strides,
@@ -114,7 +121,10 @@ pub(super) fn lower(context: &Context<'_>, lowered: &mut Lowered) -> Result<()> 
             dilations: [v.dilation, h.dilation],
             groups,
         };
-        convolution(context, op, kernel, &name, [&x, &out], size, at, lowered)?;
+        let own = (at, name.as_str());
+        convolution(context, op, kernel, own, [&x, &out], size, &mut |inner| {
+            each(inner, lowered)
+        })?;
         let [height, width] = size;
         let every =
             |n: usize, stride: usize| -> Table { (0..n).map(|i| Some(i * stride)).collect() };
@@ -180,17 +190,15 @@ fn picked(values: &[f32], shape: &[usize], groups: usize, taps: [&[usize]; 2]) -
     Weight::from_f32(&[groups * outputs, channels, height, width], &picked)
 }
 
-/// One of the convolutions, as a unit of a model of its own, with what was fused into the whole.
-#[allow(clippy::too_many_arguments)]
+/// Gives one of the convolutions, by number and output, with what was fused into the whole.
 fn convolution(
     context: &Context<'_>,
     op: Op,
     kernel: Weight,
-    name: &str,
+    (at, name): (usize, &str),
     [x, out]: [&[usize]; 2],
     [height, width]: [usize; 2],
-    at: usize,
-    lowered: &mut Lowered,
+    lower: &mut dyn FnMut(&Context<'_>) -> Result<()>,
 ) -> Result<()> {
     let unit = context.unit;
     let dims = |shape: &[usize]| -> Vec<Dim> { shape.iter().map(|&n| Dim::Fixed(n)).collect() };
@@ -239,7 +247,7 @@ fn convolution(
         pack_cache: context.pack_cache,
         is_small: context.is_small,
     };
-    lower_unit(&inner, weighted::prepare(&inner)?, lowered)
+    lower(&inner)
 }
 
 #[cfg(test)]

@@ -368,6 +368,42 @@ fn networks_say_what_the_cpu_says() {
 /// Whatever goes element by element, along axes, by index, or moves.
 #[test]
 #[ignore = "needs a C++ compiler"]
+fn transposed_convolutions_say_what_the_cpu_says() {
+    let mut n = Net::new(10);
+    let mut outputs = Vec::new();
+    for (groups, shape, strides, dilations) in [
+        (1, [5, 3, 3, 3], [2, 3], [1, 2]),
+        (1, [5, 2, 2, 3], [1, 1], [1, 1]),
+        (5, [5, 1, 4, 2], [3, 1], [1, 1]),
+    ] {
+        let op = Op::ConvTranspose {
+            strides,
+            pads: [1, 0, 0, 1],
+            output_padding: [strides[0] - 1, 0],
+            dilations,
+            groups,
+        };
+        let (w, b) = (
+            n.0.weight(&shape, 0.4),
+            n.0.weight(&[groups * shape[1]], 1.0),
+        );
+        outputs.push(n.node(op, &["x", &w, &b]));
+    }
+    let model = n.model(vec![Input::f32("x", fixed(&[2, 5, 3, 5]))], &outputs);
+    let data = image(150);
+    let inputs = [TensorView::f32(&[2, 5, 3, 5], &data)];
+    let options = DeviceOptions::default();
+    let device = sessions(&model, machine(), &options, &inputs, 3e-3, "transposed");
+    // Each place within the stride is a convolution of its own, and one step puts them together.
+    let steps = device.steps().iter();
+    let kernels = |k: &str| steps.clone().filter(|s| s.info.kernel.contains(k)).count();
+    assert_eq!(kernels("_conv_"), 2 * 3 + 1);
+    assert_eq!(kernels("f32_depthwise"), 3);
+    assert!(steps.clone().all(|s| s.info.op == "ConvTranspose"));
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
 fn other_operators_say_what_the_cpu_says() {
     let mut n = Net::new(9);
     let wide = n.0.weight(&[5, 1, 5], 1.0);
