@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU: builds, holds every kernel against f64 and whole models against the CPU, both on the device, and
 # measures the products, and the models of the other arguments. Results are JSON lines on stdout and in $1 [default: cuda.jsonl].
-# Needs Rust and the driver; cuBLAS and compute-sanitizer are used where they are installed.
+# Needs Rust and the driver; cuBLAS, cuBLASLt and compute-sanitizer are used where they are installed.
 set -euo pipefail
 out=$(realpath "${1:-cuda.jsonl}")
 models=()

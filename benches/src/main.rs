@@ -6,10 +6,9 @@ mod cli;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser};
 use cli::args::{Args, Verb};
-use cli::device::Device;
 use indicatif::ProgressBar;
-use lacuna::Isa;
 use lacuna::plan::Tuned;
+use lacuna::{DeviceName, Isa};
 use lacuna_bench::{Config, Measured, report};
 use lacuna_targets::Profile;
 use std::path::Path;
@@ -30,7 +29,7 @@ fn main() -> Result<ExitCode> {
     if args.on.is_some() || args.models.len() > 1 {
         return cli::series::run(&args);
     }
-    if let Device::Cuda { ordinal, or_cpu } = args.device {
+    if let DeviceName::Cuda { ordinal, or_cpu } = args.device {
         match cuda(&args, ordinal) {
             Err(e) if or_cpu => eprintln!("{e:#}; on the processor instead"),
             other => return other,

@@ -17,6 +17,7 @@
 
 #[cfg(feature = "candle")]
 pub mod candle;
+mod device_name;
 mod error;
 mod kernels;
 pub mod model;
@@ -29,6 +30,7 @@ mod tokenizer;
 
 #[cfg(feature = "candle")]
 pub use candle::nn;
+pub use device_name::DeviceName;
 pub use error::{Error, Result};
 pub use kernels::cpu::product::Product;
 pub use kernels::cpu::{ISA_VARIABLE, Isa};

@@ -1,7 +1,7 @@
 //! The flags.
 
-use super::device::Device;
 use clap::{Parser, Subcommand};
+use lacuna::DeviceName;
 use lacuna_bench::on::Target;
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ pub struct Args {
     /// What to run on: cpu, or cuda or cuda:N, a GPU of NVIDIA; with ",cpu" behind it the processor where that fails.
     /// Times on a GPU are those of device events; flags that say otherwise are for processors
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
-    pub device: Device,
+    pub device: DeviceName,
     /// On a GPU: run every form of every layer there and take the fastest; forms are chosen by estimate otherwise
     #[arg(long, requires = "device")]
     pub cuda_tune: bool,

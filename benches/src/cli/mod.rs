@@ -1,6 +1,5 @@
 //! What the program reads from its command line and does with it.
 
 pub mod args;
-pub mod device;
 pub mod series;
 pub mod state;

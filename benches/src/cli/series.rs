@@ -246,7 +246,7 @@ fn arguments(
         put(flag, value.to_string());
     }
     put("min-time-ms", min_time_ms.to_string());
-    if *device != super::device::Device::Cpu {
+    if *device != lacuna::DeviceName::Cpu {
         put("device", device.to_string());
     }
     if let Some(isa) = isa {

@@ -4,7 +4,8 @@ use super::{Source, json};
 use anyhow::{Context, Result};
 use clap::Args;
 use lacuna::{
-    Decoder, DecoderOptions, GenerateOptions, Message, Sampling, Stop, TextStream, Tokenizer,
+    Decoder, DecoderOptions, DeviceName, GenerateOptions, Generated, Message, Model, Sampling,
+    Stop, TextStream, Tokenizer,
 };
 use serde::Serialize;
 use std::io::Write;
@@ -58,6 +59,10 @@ pub struct Generate {
     /// Tokens of the prompt that are processed at a time; 0 takes 128
     #[arg(long, value_name = "N", default_value_t = 0)]
     chunk: usize,
+    /// What to run on: cpu, or cuda or cuda:N, a GPU of NVIDIA; with ",cpu" behind it the processor where that fails.
+    /// --threads, --isa and --round-inputs are for processors
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: DeviceName,
     /// Threads; 0 takes every core
     #[arg(long, default_value_t = 0, value_name = "N")]
     threads: usize,
@@ -86,8 +91,51 @@ struct Report {
     stop: String,
     first_token_ms: f64,
     decode_tps: f64,
-    threads: usize,
-    isa: String,
+    /// The GPU; on a processor threads and instruction set are said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isa: Option<String>,
+}
+
+/// Where a text is made.
+enum Writes {
+    Cpu(Box<Decoder>),
+    #[cfg(feature = "gpu")]
+    Gpu(Box<lacuna::cuda::DeviceDecoder>),
+}
+
+impl Writes {
+    fn generate(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_token: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> lacuna::Result<Generated> {
+        match self {
+            Writes::Cpu(decoder) => decoder.generate(prompt, options, on_token),
+            #[cfg(feature = "gpu")]
+            Writes::Gpu(decoder) => decoder.generate(prompt, options, on_token),
+        }
+    }
+
+    fn gpu(&self) -> Option<String> {
+        match self {
+            Writes::Cpu(_) => None,
+            #[cfg(feature = "gpu")]
+            Writes::Gpu(decoder) => Some(decoder.device()),
+        }
+    }
+
+    fn cpu(&self) -> Option<&Decoder> {
+        match self {
+            Writes::Cpu(decoder) => Some(decoder),
+            #[cfg(feature = "gpu")]
+            Writes::Gpu(_) => None,
+        }
+    }
 }
 
 impl Generate {
@@ -106,17 +154,7 @@ impl Generate {
         };
         // A chat template writes the special tokens itself.
         let ids = tokenizer.encode(&prompt, !self.chat)?;
-        let mut decoder = Decoder::new(
-            &model,
-            DecoderOptions {
-                threads: self.threads,
-                isa: self.isa.clone(),
-                dense: self.dense,
-                round_inputs: self.round_inputs,
-                chunk: self.chunk,
-                ..DecoderOptions::default()
-            },
-        )?;
+        let mut decoder = self.decoder(&model)?;
         let eos = model.text.as_ref().map(|t| t.eos.clone());
         let options = GenerateOptions {
             sampling: Sampling {
@@ -167,23 +205,67 @@ impl Generate {
             tokens: generated.tokens,
             first_token_ms: first * 1e3,
             decode_tps: decoded as f64 / (seconds - first).max(1e-9),
-            threads: decoder.threads(),
-            isa: decoder.isa().to_owned(),
+            device: decoder.gpu(),
+            threads: decoder.cpu().map(Decoder::threads),
+            isa: decoder.cpu().map(|d| d.isa().to_owned()),
         };
         if self.json {
             return json(&report);
         }
         eprintln!(
-            "\n{} prompt tokens, first token after {:.0} ms; {} tokens, {:.1} tokens/s; {} threads, {}; ended by {}",
+            "\n{} prompt tokens, first token after {:.0} ms; {} tokens, {:.1} tokens/s; {}; ended by {}",
             report.prompt_ids.len(),
             report.first_token_ms,
             report.tokens.len(),
             report.decode_tps,
-            report.threads,
-            report.isa,
+            match (&report.device, &report.threads, &report.isa) {
+                (None, Some(threads), Some(isa)) => format!("{threads} threads, {isa}"),
+                (device, ..) => device.clone().unwrap_or_default(),
+            },
             report.stop,
         );
         Ok("\n".into())
+    }
+
+    fn decoder(&self, model: &Model) -> Result<Writes> {
+        if let DeviceName::Cuda { ordinal, or_cpu } = self.device {
+            match self.on_gpu(model, ordinal) {
+                Err(e) if or_cpu => eprintln!("{e:#}; on the processor instead"),
+                other => return other,
+            }
+        }
+        let options = DecoderOptions {
+            threads: self.threads,
+            isa: self.isa.clone(),
+            dense: self.dense,
+            round_inputs: self.round_inputs,
+            chunk: self.chunk,
+            ..DecoderOptions::default()
+        };
+        Ok(Writes::Cpu(Box::new(Decoder::new(model, options)?)))
+    }
+
+    #[cfg(feature = "gpu")]
+    fn on_gpu(&self, model: &Model, ordinal: usize) -> Result<Writes> {
+        use lacuna::cuda::{DeviceDecoder, DeviceDecoderOptions, DeviceOptions, Gpu};
+        let plan = DeviceOptions {
+            dense: self.dense,
+            ..DeviceOptions::default()
+        };
+        let options = DeviceDecoderOptions {
+            plan,
+            capacity: 0,
+            chunk: self.chunk,
+        };
+        let gpu = Box::new(Gpu::open(ordinal)?);
+        Ok(Writes::Gpu(Box::new(DeviceDecoder::new(
+            model, gpu, &options,
+        )?)))
+    }
+
+    #[cfg(not(feature = "gpu"))]
+    fn on_gpu(&self, _: &Model, _: usize) -> Result<Writes> {
+        anyhow::bail!("this prune was built without its feature gpu")
     }
 
     fn messages(&self, said: String) -> Vec<Message> {

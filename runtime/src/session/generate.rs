@@ -127,8 +127,13 @@ impl Sampler {
         Ok(self.candidates.last().map_or(best as u32, |c| c.0))
     }
 
+    /// How it chooses.
+    pub(super) fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
     /// The next random number in `[0, 1)` (SplitMix64).
-    fn uniform(&mut self) -> f64 {
+    pub(super) fn uniform(&mut self) -> f64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -170,6 +175,25 @@ pub struct Generated {
     pub stop: Stop,
 }
 
+/// What generation needs of a decoder.
+pub(super) trait Chooses {
+    /// Processes tokens and chooses the one that follows them.
+    fn choose(&mut self, tokens: &[u32], sampler: &mut Sampler) -> Result<u32>;
+
+    /// Whether there is no room for more.
+    fn is_full(&self) -> bool;
+}
+
+impl Chooses for Decoder {
+    fn choose(&mut self, tokens: &[u32], sampler: &mut Sampler) -> Result<u32> {
+        sampler.sample(self.prefill(tokens)?)
+    }
+
+    fn is_full(&self) -> bool {
+        self.position() >= self.capacity()
+    }
+}
+
 impl Decoder {
     /// Processes `prompt` after what was processed before, then chooses and processes tokens until one
     /// of the reasons in [`Stop`]. `on_token` sees each token as it is chosen.
@@ -180,31 +204,40 @@ impl Decoder {
         &mut self,
         prompt: &[u32],
         options: &GenerateOptions,
-        mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+        on_token: impl FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        let mut sampler = Sampler::new(options.sampling)?;
-        let mut tokens = Vec::new();
-        let mut next = sampler.sample(self.prefill(prompt)?)?;
-        loop {
-            let stop = if options.stop.contains(&next) {
-                Some(Stop::Token(next))
+        generate(self, prompt, options, on_token)
+    }
+}
+
+pub(super) fn generate(
+    decoder: &mut impl Chooses,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+) -> Result<Generated> {
+    let mut sampler = Sampler::new(options.sampling)?;
+    let mut tokens = Vec::new();
+    let mut next = decoder.choose(prompt, &mut sampler)?;
+    loop {
+        let stop = if options.stop.contains(&next) {
+            Some(Stop::Token(next))
+        } else {
+            tokens.push(next);
+            if on_token(next).is_break() {
+                Some(Stop::Callback)
+            } else if options.max_tokens > 0 && tokens.len() >= options.max_tokens {
+                Some(Stop::Length)
+            } else if decoder.is_full() {
+                Some(Stop::Capacity)
             } else {
-                tokens.push(next);
-                if on_token(next).is_break() {
-                    Some(Stop::Callback)
-                } else if options.max_tokens > 0 && tokens.len() >= options.max_tokens {
-                    Some(Stop::Length)
-                } else if self.position() >= self.capacity() {
-                    Some(Stop::Capacity)
-                } else {
-                    None
-                }
-            };
-            if let Some(stop) = stop {
-                return Ok(Generated { tokens, stop });
+                None
             }
-            next = sampler.sample(self.step(next)?)?;
+        };
+        if let Some(stop) = stop {
+            return Ok(Generated { tokens, stop });
         }
+        next = decoder.choose(&[next], &mut sampler)?;
     }
 }
 

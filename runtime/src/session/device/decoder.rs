@@ -1,11 +1,13 @@
 //! A language model on a device: keys and values, activations and the captured launches of a token stay there.
 
 use super::{DeviceMemory, read};
-use crate::cuda::launch::{self, Region};
+use crate::cuda::launch::{self, Draw, Region};
 use crate::cuda::{Machine, Recorded, Work};
 use crate::plan::device::{DeviceOptions, DevicePlan, DeviceStepInfo, Pool};
 use crate::session::decoder::{CAPACITY, CHUNK, split, token_input};
-use crate::{Error, Model, PhaseKind, Result};
+use crate::session::generate::{self, Chooses, Sampler};
+use crate::{Error, GenerateOptions, Generated, Model, PhaseKind, Result};
+use std::ops::ControlFlow;
 
 /// How a decoder on a device is planned.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +32,8 @@ pub struct DeviceDecoder {
     /// The most likely next token, u32.
     best: Region,
     logits: Region,
+    /// The number that a token is drawn by, f32.
+    draw: Region,
     /// Which row of a chunk the output layer reads, u32.
     row: Region,
     capacity: usize,
@@ -85,6 +89,7 @@ impl DeviceDecoder {
         let past = pool.past(&mut *machine)?;
         let row = pool.put(&mut *machine, &[0; 4])?;
         let best = pool.put(&mut *machine, &[0; 4])?;
+        let draw = pool.put(&mut *machine, &[0; 4])?;
         let mut logits = None;
         let mut phase = |length: usize, machine: &mut dyn Machine, pool: &mut Pool| {
             let mut plan = options.plan.clone();
@@ -147,6 +152,7 @@ impl DeviceDecoder {
             past,
             best,
             logits,
+            draw,
             row,
             capacity,
             position: 0,
@@ -229,9 +235,30 @@ impl DeviceDecoder {
     /// As [`prefill`](DeviceDecoder::prefill).
     pub fn next(&mut self, tokens: &[u32]) -> Result<u32> {
         self.feed(tokens)?;
+        self.best()
+    }
+
+    /// As [`Decoder::generate`](crate::Decoder::generate); tokens are chosen on the device, by the numbers of the same generator.
+    ///
+    /// # Errors
+    /// As [`prefill`](DeviceDecoder::prefill), and as [`Sampler::new`].
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_token: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        generate::generate(self, prompt, options, on_token)
+    }
+
+    fn best(&mut self) -> Result<u32> {
         let mut bytes = [0; 4];
         self.machine.read(self.best, &mut bytes)?;
-        Ok(u32::from_le_bytes(bytes))
+        let token = u32::from_le_bytes(bytes);
+        match (token as usize) < self.vocabulary {
+            true => Ok(token),
+            false => Err(Error::Option("the logits are NaN".into())),
+        }
     }
 
     fn feed(&mut self, tokens: &[u32]) -> Result<()> {
@@ -326,5 +353,32 @@ impl DeviceDecoder {
             ));
         }
         Ok(())
+    }
+}
+
+impl Chooses for DeviceDecoder {
+    fn choose(&mut self, tokens: &[u32], sampler: &mut Sampler) -> Result<u32> {
+        self.feed(tokens)?;
+        let how = sampler.sampling();
+        if how.temperature == 0.0 || how.top_k == 1 {
+            return self.best();
+        }
+        // f32 rounds what is nearest to 1 up to it.
+        let number = (sampler.uniform() as f32).min(1.0 - f32::EPSILON);
+        self.machine.write(self.draw, &number.to_le_bytes())?;
+        let how = Draw {
+            temperature: how.temperature,
+            top_k: how.top_k,
+            top_p: how.top_p,
+        };
+        let size = (1, self.vocabulary);
+        let work = launch::sample(self.best, self.logits, self.draw, size, &how)?;
+        // SAFETY: regions of this machine.
+        unsafe { self.machine.run(&[Work::Launch(work)])? };
+        self.best()
+    }
+
+    fn is_full(&self) -> bool {
+        self.position >= self.capacity
     }
 }

@@ -9,9 +9,11 @@ use crate::model::{
     Window,
 };
 use crate::{
-    DType, Decoder, DecoderOptions, Model, PhaseKind, Session, SessionOptions, TensorView, Weight,
+    DType, Decoder, DecoderOptions, GenerateOptions, Model, PhaseKind, Sampling, Session,
+    SessionOptions, Stop, TensorView, Weight,
 };
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 /// As much of a model's products as `keep` says stays, in f16.
 fn pruned(model: &Model, keep: impl Fn(usize, usize) -> bool) -> Model {
@@ -63,12 +65,12 @@ fn every(model: &Model, form: DeviceForm) -> BTreeMap<String, Vec<DeviceForm>> {
 }
 
 /// A decoder with a layer of logits, which only the last token of a chunk goes through.
-fn with_output_layer(model: &Model) -> Model {
+fn with_output_layer(model: &Model, rows: usize) -> Model {
     let (mut graph, mut weights) = (model.graph().clone(), model.weights().clone());
-    let values: Vec<f32> = (0..37 * 40)
+    let values: Vec<f32> = (0..rows * 40)
         .map(|i| ((i * 31 % 97) as f32 - 48.0) / 300.0)
         .collect();
-    weights.insert("head".into(), Weight::from_f32(&[37, 40], &values));
+    weights.insert("head".into(), Weight::from_f32(&[rows, 40], &values));
     graph.nodes.push(Node {
         name: "logits".into(),
         op: Op::MatMul { trans_b: true },
@@ -134,7 +136,7 @@ fn decoders(model: &Model, plan: DeviceOptions, part: f32, what: &str) -> Device
 #[test]
 #[ignore = "needs a C++ compiler"]
 fn decoders_say_what_the_cpu_says() {
-    let plain = with_output_layer(&model(4, 2, 16, 16, true));
+    let plain = with_output_layer(&model(4, 2, 16, 16, true), 37);
     for (rotary, heads) in [(true, (4, 2)), (false, (3, 3))] {
         let model = pruned(&model(heads.0, heads.1, 16, 16, rotary), half);
         let device = decoders(&model, DeviceOptions::default(), 4e-3, "chosen");
@@ -178,6 +180,67 @@ fn decoders_say_what_the_cpu_says() {
     }
     // Weights of f32 are rounded.
     decoders(&plain, DeviceOptions::default(), 8e-3, "f32");
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn tokens_are_chosen_on_the_device() {
+    let model = pruned(&with_output_layer(&model(4, 2, 16, 16, true), 30), half);
+    let options = DeviceDecoderOptions {
+        capacity: 24,
+        chunk: 5,
+        ..DeviceDecoderOptions::default()
+    };
+    let mut device = DeviceDecoder::new(&model, machine(), &options).unwrap();
+    let prompt = [3, 1, 4, 1, 5, 9, 2];
+    let written = |device: &mut DeviceDecoder, sampling| {
+        device.truncate(0);
+        let options = GenerateOptions {
+            sampling,
+            max_tokens: 12,
+            stop: Vec::new(),
+        };
+        let mut seen = Vec::new();
+        let on_token = |t| {
+            seen.push(t);
+            ControlFlow::Continue(())
+        };
+        let got = device.generate(&prompt, &options, on_token).unwrap();
+        assert_eq!((got.tokens.len(), got.stop), (12, Stop::Length));
+        assert_eq!(got.tokens, seen);
+        got.tokens
+    };
+    let greedy = written(&mut device, Sampling::default());
+    device.truncate(0);
+    let mut likely = vec![device.next(&prompt).unwrap()];
+    for at in 0..11 {
+        likely.push(device.next(&[likely[at]]).unwrap());
+    }
+    assert_eq!(greedy, likely);
+    let warm = |top_k, seed| Sampling {
+        temperature: 1.5,
+        top_k,
+        seed,
+        ..Sampling::default()
+    };
+    assert_eq!(written(&mut device, warm(1, 5)), greedy);
+    let drawn = written(&mut device, warm(3, 5));
+    assert_eq!(written(&mut device, warm(3, 5)), drawn);
+    assert_ne!(written(&mut device, warm(3, 6)), drawn);
+    // Each is among the three most likely.
+    device.truncate(0);
+    let mut logits = device.prefill(&prompt).unwrap();
+    for &token in &drawn {
+        let of = logits[token as usize];
+        assert!(logits.iter().filter(|l| **l > of).count() < 3);
+        logits = device.step(token).unwrap();
+    }
+    // No room for more.
+    device.truncate(0);
+    let all = device.generate(&prompt, &GenerateOptions::default(), |_| {
+        ControlFlow::Continue(())
+    });
+    assert_eq!(all.unwrap().stop, Stop::Capacity);
 }
 
 struct Net(Builder);

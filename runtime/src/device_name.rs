@@ -1,11 +1,11 @@
-//! `--device`: what a model is to run on.
+//! What a model is to run on, as `--device` says it.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A device of this machine.
+/// A device of this machine: `cpu`, `cuda` or `cuda:N`, and `cuda:N,cpu` for the processor where there is no such GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
+pub enum DeviceName {
     /// Its processor.
     Cpu,
     /// A GPU of NVIDIA, by number.
@@ -17,11 +17,11 @@ pub enum Device {
     },
 }
 
-impl fmt::Display for Device {
+impl fmt::Display for DeviceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Device::Cpu => f.write_str("cpu"),
-            Device::Cuda { ordinal, or_cpu } => {
+            DeviceName::Cpu => f.write_str("cpu"),
+            DeviceName::Cuda { ordinal, or_cpu } => {
                 let rest = if *or_cpu { ",cpu" } else { "" };
                 write!(f, "cuda:{ordinal}{rest}")
             }
@@ -29,17 +29,17 @@ impl fmt::Display for Device {
     }
 }
 
-impl FromStr for Device {
+impl FromStr for DeviceName {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Device, String> {
+    fn from_str(text: &str) -> Result<DeviceName, String> {
         let (first, or_cpu) = match text.strip_suffix(",cpu") {
             Some(first) => (first, true),
             None => (text, false),
         };
-        let cuda = |ordinal| Device::Cuda { ordinal, or_cpu };
+        let cuda = |ordinal| DeviceName::Cuda { ordinal, or_cpu };
         match first.split_once(':') {
-            None if text == "cpu" => Ok(Device::Cpu),
+            None if text == "cpu" => Ok(DeviceName::Cpu),
             None if first == "cuda" => Ok(cuda(0)),
             Some(("cuda", n)) => (n.parse().map(cuda))
                 .map_err(|_| format!("expected a number after cuda:, not {n:?}")),
@@ -54,19 +54,19 @@ mod tests {
 
     #[test]
     fn devices_have_names() {
-        assert_eq!("cpu".parse(), Ok(Device::Cpu));
-        let cuda = |ordinal, or_cpu| Ok(Device::Cuda { ordinal, or_cpu });
+        assert_eq!("cpu".parse(), Ok(DeviceName::Cpu));
+        let cuda = |ordinal, or_cpu| Ok(DeviceName::Cuda { ordinal, or_cpu });
         assert_eq!("cuda".parse(), cuda(0, false));
         assert_eq!("cuda:12".parse(), cuda(12, false));
         assert_eq!("cuda,cpu".parse(), cuda(0, true));
         assert_eq!("cuda:3,cpu".parse(), cuda(3, true));
         for text in ["cpu", "cuda:0", "cuda:7,cpu"] {
-            assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<DeviceName>().unwrap().to_string(), text);
         }
         for wrong in [
             "", "gpu", "cuda:", "cuda:-1", "cpu:0", "cpu,cpu", "cuda,gpu", ",cpu",
         ] {
-            assert!(wrong.parse::<Device>().is_err(), "{wrong}");
+            assert!(wrong.parse::<DeviceName>().is_err(), "{wrong}");
         }
     }
 }
