@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU: builds, holds every kernel against f64 and whole models against the CPU, both on the device, and
-# measures the products, and the models of the other arguments. Results are JSON lines on stdout and in $1 [default: cuda.jsonl].
+# measures the products, a Llama of 8B's shape, and the models of the other arguments. Results are JSON lines on stdout and in $1 [default: cuda.jsonl].
 # Needs Rust and the driver; cuBLAS, cuBLASLt and compute-sanitizer are used where they are installed.
 set -euo pipefail
 out=$(realpath "${1:-cuda.jsonl}")
@@ -36,6 +36,8 @@ fi
 
 step "products"
 cargo run -q "${build[@]}" --example cuda_products | tee "$out"
+step "a Llama of 8B's shape, random weights"
+cargo run -q --release -p lacuna-bench --example cuda_llama | tee -a "$out"
 for model in "${models[@]}"; do
   step "$model"
   for flag in "" --cuda-tune --dense; do

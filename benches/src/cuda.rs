@@ -1,11 +1,11 @@
 //! A model on a GPU: the whole by the device's clock, and each step beside what the device reaches.
 
 use crate::{Error, Result, model};
-use lacuna::PhaseKind;
 use lacuna::cuda::{
     Ceilings, DeviceDecoder, DeviceDecoderOptions, DeviceOptions, DeviceSession, DeviceStepInfo,
     Gpu, StepTime,
 };
+use lacuna::{Model, PhaseKind};
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -99,11 +99,35 @@ pub struct CudaReport {
 /// # Errors
 /// When there is no such GPU, when the model can't be opened or run there, or when the device fails.
 pub fn cuda(config: &CudaConfig, mut progress: impl FnMut(&str)) -> Result<CudaReport> {
-    let refused = |e: lacuna::cuda::Error| Error::Runtime(e.into());
-    let gpu = Box::new(Gpu::open(config.ordinal).map_err(refused)?);
+    let gpu = open(config.ordinal)?;
     progress("open");
     let opened = model::open(&config.path, config.batch, !config.dense)?;
-    let model = opened.model;
+    measure(&opened.model, gpu, config, progress)
+}
+
+/// Measures a model that is no file, under the name of the path.
+///
+/// # Errors
+/// As [`cuda`].
+pub fn cuda_model(
+    model: &Model,
+    config: &CudaConfig,
+    progress: impl FnMut(&str),
+) -> Result<CudaReport> {
+    measure(model, open(config.ordinal)?, config, progress)
+}
+
+fn open(ordinal: usize) -> Result<Box<Gpu>> {
+    let refused = |e: lacuna::cuda::Error| Error::Runtime(e.into());
+    Ok(Box::new(Gpu::open(ordinal).map_err(refused)?))
+}
+
+fn measure(
+    model: &Model,
+    gpu: Box<Gpu>,
+    config: &CudaConfig,
+    mut progress: impl FnMut(&str),
+) -> Result<CudaReport> {
     progress("plan");
     let plan = DeviceOptions {
         dense: config.dense,
@@ -134,7 +158,7 @@ pub fn cuda(config: &CudaConfig, mut progress: impl FnMut(&str)) -> Result<CudaR
             capacity: config.depth + chunk + 1,
             chunk,
         };
-        let mut decoder = DeviceDecoder::new(&model, gpu, &options)?;
+        let mut decoder = DeviceDecoder::new(model, gpu, &options)?;
         let memory = decoder.memory();
         (report.total_bytes, report.weight_bytes) = (memory.total, memory.weights);
         (report.cache_bytes, report.device) = (memory.cache, decoder.device());
@@ -155,7 +179,7 @@ pub fn cuda(config: &CudaConfig, mut progress: impl FnMut(&str)) -> Result<CudaR
         }
         return Ok(report);
     }
-    let mut session = DeviceSession::new(&model, gpu, &plan)?;
+    let mut session = DeviceSession::new(model, gpu, &plan)?;
     let memory = session.memory();
     (report.total_bytes, report.weight_bytes) = (memory.total, memory.weights);
     report.device = session.device();

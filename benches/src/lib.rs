@@ -27,7 +27,7 @@ mod table;
 pub use audit::{Audit, AuditLayer, Compared, FormTime, TOLERANCE, Verdict, audit, tune};
 pub use bench::{Config, Measured, Report, costs, measure, run};
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaConfig, CudaReport, CudaRun, CudaStep, cuda, cuda_text};
+pub use cuda::{CudaConfig, CudaReport, CudaRun, CudaStep, cuda, cuda_model, cuda_text};
 pub use decoder::{Beside, DecoderReport};
 pub use decoder_table::TableAttention;
 pub use error::{Error, Result};

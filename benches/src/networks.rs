@@ -3,7 +3,7 @@
 use crate::normal;
 use crate::shapes::MAX_POOL;
 use lacuna::model::{Dim, Graph, Input, Node, Op, Padding, Weights};
-use lacuna::{Model, Result, Weight};
+use lacuna::{DType, Error, Model, Result, Weight};
 
 /// Shares of a weight: pseudo-random values of which `density` are not zero, scaled so that signals keep
 /// their size.
@@ -232,4 +232,162 @@ pub fn mobilenet_v2(density: f64) -> Result<Model> {
     }
     let x = b.conv_relu("last", &x, Conv::new(1280, 1, 1));
     b.classify(&x)
+}
+
+/// The sizes of a Llama.
+#[derive(Clone, Copy, Debug)]
+pub struct Llama {
+    /// Blocks.
+    pub blocks: usize,
+    /// Elements of a token's state.
+    pub width: usize,
+    /// Query heads, and heads of keys and values.
+    pub heads: [usize; 2],
+    /// Elements of a head.
+    pub head: usize,
+    /// Elements between the matrices of an MLP.
+    pub neurons: usize,
+    /// Tokens there are.
+    pub vocabulary: usize,
+}
+
+impl Llama {
+    /// Llama 3.1 8B.
+    pub const B8: Llama = Llama {
+        blocks: 32,
+        width: 4096,
+        heads: [32, 8],
+        head: 128,
+        neurons: 14336,
+        vocabulary: 128_256,
+    };
+}
+
+/// A Llama of f16 weights whose blocks share those of one, so that it takes the memory of one and, where a block is larger
+/// than every cache, the time of all. `density` is that of the linear layers; the embedding, which the output layer shares, is dense.
+///
+/// # Errors
+/// When a size is 0.
+pub fn llama(sizes: &Llama, density: f64) -> Result<Model> {
+    let &Llama {
+        width,
+        head,
+        neurons,
+        vocabulary,
+        heads: [heads, kv_heads],
+        ..
+    } = sizes;
+    let mut weights = Weights::new();
+    let mut insert = |name: &str, shape: [usize; 2], density: f64| {
+        let half = weight(&shape, density, weights.len() as u64 + 1).to_dtype(DType::F16);
+        weights.insert(name.to_owned(), half.map_err(Error::Option)?);
+        Ok::<(), Error>(())
+    };
+    insert("embed", [vocabulary, width], 1.0)?;
+    for (name, rows, cols) in [
+        ("q", heads * head, width),
+        ("k", kv_heads * head, width),
+        ("v", kv_heads * head, width),
+        ("o", width, heads * head),
+        ("gate", neurons, width),
+        ("up", neurons, width),
+        ("down", width, neurons),
+    ] {
+        insert(name, [rows, cols], density)?;
+    }
+    weights.insert("norm".into(), Weight::from_f32(&[width], &vec![1.0; width]));
+    let pairs = head / 2;
+    let frequency = |i: usize| 500_000f32.powf(-(i as f32) / pairs as f32);
+    let frequencies: Vec<f32> = (0..pairs).map(frequency).collect();
+    weights.insert(
+        "frequencies".into(),
+        Weight::from_f32(&[pairs], &frequencies),
+    );
+
+    let mut nodes: Vec<Node> = Vec::new();
+    let mut node = |name: String, op: Op, inputs: &[&str]| {
+        let output = format!("{name}.out");
+        nodes.push(Node {
+            name,
+            op,
+            inputs: inputs.iter().map(|i| (*i).to_owned()).collect(),
+            output: output.clone(),
+        });
+        output
+    };
+    let norm = Op::RMSNormalization { epsilon: 1e-5 };
+    let linear = Op::MatMul { trans_b: true };
+    let rotate = |heads| Op::RotaryEmbedding {
+        heads,
+        interleaved: false,
+        scale: 1.0,
+    };
+    let mut x = node("embed".into(), Op::Gather { axis: 0 }, &["embed", "ids"]);
+    for block in 0..sizes.blocks {
+        let name = |part: &str| format!("block{block}.{part}");
+        let y = node(name("norm"), norm.clone(), &[&x, "norm"]);
+        let q = node(name("q"), linear.clone(), &[&y, "q"]);
+        let q = node(name("q.rotary"), rotate(heads), &[&q, "frequencies"]);
+        let k = node(name("k"), linear.clone(), &[&y, "k"]);
+        let k = node(name("k.rotary"), rotate(kv_heads), &[&k, "frequencies"]);
+        let v = node(name("v"), linear.clone(), &[&y, "v"]);
+        let op = Op::Attention {
+            heads,
+            kv_heads,
+            causal: true,
+            cache: true,
+            scale: None,
+        };
+        let y = node(name("attention"), op, &[&q, &k, &v]);
+        let y = node(name("o"), linear.clone(), &[&y, "o"]);
+        x = node(name("attention.residual"), Op::Add, &[&x, &y]);
+        let y = node(name("mlp.norm"), norm.clone(), &[&x, "norm"]);
+        let gate = node(name("gate"), linear.clone(), &[&y, "gate"]);
+        let gate = node(name("act"), Op::Swish { alpha: 1.0 }, &[&gate]);
+        let up = node(name("up"), linear.clone(), &[&y, "up"]);
+        let y = node(name("product"), Op::Mul, &[&gate, &up]);
+        let y = node(name("down"), linear.clone(), &[&y, "down"]);
+        x = node(name("mlp.residual"), Op::Add, &[&x, &y]);
+    }
+    let y = node("norm".into(), norm, &[&x, "norm"]);
+    let logits = node("head".into(), linear, &[&y, "embed"]);
+    let graph = Graph {
+        name: "llama".into(),
+        inputs: vec![Input::i64(
+            "ids",
+            ["N", "T"].map(|s| Dim::Symbol(s.into())).to_vec(),
+        )],
+        outputs: vec![logits],
+        nodes,
+    };
+    Ok(Model::new(graph, weights)?.encoded())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lacuna::{Decoder, DecoderOptions};
+
+    #[test]
+    fn a_llama_of_one_block_s_weights_reads_tokens() {
+        let sizes = Llama {
+            blocks: 3,
+            width: 32,
+            heads: [4, 2],
+            head: 8,
+            neurons: 48,
+            vocabulary: 40,
+        };
+        let model = llama(&sizes, 0.5).unwrap();
+        assert!(model.is_language_model());
+        let density = model.weights()["gate"].density();
+        assert!((0.4..0.6).contains(&density), "{density}");
+        let mut decoder = Decoder::new(&model, DecoderOptions::default()).unwrap();
+        let logits = decoder.prefill(&[1, 39, 7]).unwrap().to_vec();
+        assert_eq!(logits.len(), 40);
+        // Not the same whatever came before.
+        decoder.truncate(0);
+        assert_ne!(decoder.prefill(&[7]).unwrap(), logits);
+        assert!(logits.iter().all(|l| l.is_finite()));
+    }
 }
