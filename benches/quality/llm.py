@@ -136,18 +136,38 @@ def work(options):
             os.remove(path)
 
 
+def perplexities(row):
+    return [f"{row['perplexity'][t]['perplexity']:.2f}" for t in TESTS]
+
+
+def cost(row):
+    return [f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 1e6:.0f}", f"{row['bytes'] / 1e6:.0f}"]
+
+
+def print_rows(head, rows):
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for row in rows:
+        print("| " + " | ".join(map(str, row)) + " |")
+
+
 def table():
-    head = "| run | windows | held-out error, mean % | perplexity, Persuasion | Wikipedia | seconds | peak MB | file MB |"
-    print(head + "\n|" + "---|" * 8)
-    for row in read(ROWS):
-        error = row.get("mean_held_out_error")
-        ppl = [f"{row['perplexity'][t]['perplexity']:.2f}" for t in TESTS]
-        cells = [
-            row["name"], row.get("windows", "-"), "-" if error is None else f"{100 * error:.2f}", *ppl,
-            f"{row['seconds']:.0f}" if "seconds" in row else "-",
-            f"{row['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else "-", f"{row['bytes'] / 1e6:.0f}",
-        ]
-        print("| " + " | ".join(map(str, cells)) + " |")
+    """As in README.md: weights one by one, then heads and neurons by how much of them is gone."""
+    rows = read(ROWS)
+    error = lambda row: f"{100 * row['mean_held_out_error']:.1f} %"
+    costs = ["seconds", "peak MB", "file MB"]
+    single = [r for r in rows if "errors" in r]
+    dense = [["dense", "", *perplexities(r), "", "", f"{r['bytes'] / 1e6:.0f}"] for r in rows if r["name"] == "dense"]
+    lines = [[f"`{r['name']}`", error(r), *perplexities(r), *cost(r)] for r in single]
+    print_rows(["run", "held-out error, mean", "Persuasion", "Wikipedia", *costs], dense + lines)
+    print()
+    whole = [r for r in rows if "widths" in r]
+    gone = lambda r: 1 - r["module_parameters"][1] / r["module_parameters"][0]
+    best = lambda r: r["perplexity"][TESTS[0]]["perplexity"]
+    whole.sort(key=lambda r: (round(gone(r), 2), best(r)))
+    lines = [
+        [f"{100 * gone(r):.1f} %", f"`{r['name']}`", r["heads"], error(r), *perplexities(r), *cost(r)] for r in whole
+    ]
+    print_rows(["gone", "run", "heads", "held-out error, mean", "Persuasion", "Wikipedia", *costs], lines)
 
 
 def order():
