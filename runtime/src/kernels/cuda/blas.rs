@@ -1,6 +1,6 @@
 //! Products of dense matrices by cuBLAS, where it is installed.
 
-use super::device::Stream;
+use super::driver::Stream;
 use super::error::{Error, Result};
 use super::launch::{Epilogue, Product, Region, Weight, stride};
 use super::library::probe;

@@ -1,7 +1,7 @@
 //! Products of dense matrices by cuBLASLt, where it is installed, with what follows a sum where it can do that too.
 
 use super::blas::dense;
-use super::device::{Arena, Device, Stream};
+use super::driver::{Arena, Device, Stream};
 use super::error::{Error, Result};
 use super::launch::{Epilogue, Product, Region, Weight, stride};
 use super::library::probe;

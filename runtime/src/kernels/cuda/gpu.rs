@@ -3,7 +3,7 @@
 use super::backend::{Library, Limits, Machine, Recorded, Work};
 use super::blas::Blas;
 use super::blas_lt::BlasLt;
-use super::device::{Arena, Device, Event, Graph, Modules, Stream};
+use super::driver::{Arena, Device, Event, Graph, Modules, Stream};
 use super::error::{Error, Result};
 use super::launch::{self, Epilogue, Region};
 use super::staging::Staging;

@@ -2,7 +2,7 @@
 //! end where a page that can't be touched begins; or, where `LACUNA_CUDA_BATTERY` is `device`, on the first GPU.
 
 use super::backend::{Limits, Machine, Recorded, Work};
-use super::device::{Arena, Device, Modules, Plain, Stream, pointer};
+use super::driver::{Arena, Device, Modules, Plain, Stream, pointer};
 use super::gpu::Gpu;
 use super::launch::{self, Cores, Epilogue, Launch, Product, Region, Weight};
 use super::pack::Half;

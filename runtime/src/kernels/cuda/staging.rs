@@ -1,7 +1,7 @@
 //! Copies between a host's memory and a device's through pinned memory, in halves: while the device takes one, the other
 //! is filled.
 
-use super::device::{Device, Event, Pinned, Stream};
+use super::driver::{Device, Event, Pinned, Stream};
 use super::error::Result;
 use super::launch::Region;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ impl Staging {
     /// # Errors
     /// When the data do not fill the region, or the driver refuses.
     pub fn write(&mut self, stream: &Stream, to: Region, data: &[u8]) -> Result<()> {
-        super::device::exact("cuMemcpyHtoD", to, data.len())?;
+        super::driver::exact("cuMemcpyHtoD", to, data.len())?;
         let mut taken: [Option<Event>; 2] = [None, None];
         for (i, part) in data.chunks(HALF).enumerate() {
             if let Some(event) = taken[i % 2].take() {
@@ -48,7 +48,7 @@ impl Staging {
     /// # Errors
     /// As [`write`](Staging::write).
     pub fn read(&mut self, stream: &Stream, from: Region, data: &mut [u8]) -> Result<()> {
-        super::device::exact("cuMemcpyDtoH", from, data.len())?;
+        super::driver::exact("cuMemcpyDtoH", from, data.len())?;
         for (i, part) in data.chunks_mut(HALF).enumerate() {
             let at = Region {
                 address: from.address + (i * HALF) as u64,
