@@ -233,7 +233,8 @@ fn read_tokens(path: &Path) -> Result<Vec<u32>> {
 /// Shows blocks and the time left on stderr: a bar on a terminal, else a line now and then.
 pub struct Show {
     bar: Option<ProgressBar>,
-    phase: (&'static str, Instant),
+    /// What it shows now: its name, when it began, at how many done, and how many there were last.
+    phase: (&'static str, Instant, usize, usize),
     said: Option<Instant>,
 }
 
@@ -245,16 +246,18 @@ impl Show {
         });
         Show {
             bar,
-            phase: ("", Instant::now()),
+            phase: ("", Instant::now(), 0, 0),
             said: None,
         }
     }
 
     pub fn tell(&mut self, at: Progress) {
-        if self.phase.0 != at.phase {
-            self.phase = (at.phase, Instant::now());
+        // A search goes through the blocks again and again.
+        if self.phase.0 != at.phase || at.done < self.phase.3 {
+            self.phase = (at.phase, Instant::now(), at.done, at.done);
             self.bar.iter().for_each(ProgressBar::reset_eta);
         }
+        self.phase.3 = at.done;
         if let Some(bar) = &self.bar {
             bar.set_message(at.phase);
             bar.set_length(at.all as u64);
@@ -268,11 +271,11 @@ impl Show {
         {
             self.said = Some(Instant::now());
             let spent = self.phase.1.elapsed().as_secs_f64();
-            let left = match at.done {
+            let left = match at.done - self.phase.2 {
                 0 => String::new(),
-                done => format!(
+                ran => format!(
                     ", {:.0} s left",
-                    spent / done as f64 * (at.all - done) as f64
+                    spent / ran as f64 * (at.all - at.done) as f64
                 ),
             };
             eprintln!("{} {}/{}{left}", at.phase, at.done, at.all);
