@@ -128,6 +128,7 @@ impl Sampler {
     }
 
     /// How it chooses.
+    #[cfg(feature = "cuda")]
     pub(super) fn sampling(&self) -> Sampling {
         self.sampling
     }
