@@ -82,7 +82,8 @@ class Queue:
     def budget(self, name):
         """Flags of a budget; that of milliseconds needs the table of the first network, made alone on the machine."""
         if name == "latency" and not os.path.exists(self.latencies):
-            self.call([self.args.bench, self.place("first"), "--threads", "1", "--min-time-ms", "30", "--table", self.latencies, "--json"])
+            command = [self.args.bench, self.place("first"), "--threads", "1", "--min-time-ms", "30", "--table", self.latencies]
+            subprocess.run(command, check=True)
         return BUDGETS[name] + (["--table", self.latencies] if name == "latency" else [])
 
     def measure(self, path):

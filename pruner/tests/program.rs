@@ -31,6 +31,18 @@ fn fails(folder: &Path, args: &[&str], parts: &[&str]) {
     }
 }
 
+#[test]
+fn a_cause_is_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = prune(folder.path(), "1", &["inspect", "none.safetensors"]);
+    let error = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        error.starts_with("error: none.safetensors: cannot open: "),
+        "{error}"
+    );
+    assert_eq!(error.matches("os error").count(), 1, "{error}");
+}
+
 /// A folder with a small checkpoint, `source.safetensors`.
 fn checkpoint() -> tempfile::TempDir {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
