@@ -71,7 +71,7 @@ pub struct CudaStep {
     pub tflop_per_s: f64,
     /// Of the copy's bandwidth.
     pub copy_share: f64,
-    /// Of the product's arithmetic; `None` without cuBLAS.
+    /// Of the product's arithmetic; `None` without cuBLASLt.
     pub gemm_share: Option<f64>,
 }
 
@@ -89,7 +89,7 @@ pub struct CudaReport {
     pub cache_bytes: usize,
     /// A copy within the device, read and written; `None` where steps were not measured.
     pub copy_gb_per_s: Option<f64>,
-    /// A product of f16 matrices, 4096 cubed, by cuBLAS.
+    /// A product of f16 matrices, 4096 cubed, by cuBLASLt.
     pub gemm_tflop_per_s: Option<f64>,
     pub runs: Vec<CudaRun>,
 }
@@ -246,8 +246,8 @@ pub fn cuda_text(r: &CudaReport) -> String {
     );
     if let Some(copy) = r.copy_gb_per_s {
         let gemm = match r.gemm_tflop_per_s {
-            Some(gemm) => format!("cuBLAS f16 {gemm:.1} TFLOP/s"),
-            None => "cuBLAS is not installed".into(),
+            Some(gemm) => format!("cuBLASLt f16 {gemm:.1} TFLOP/s"),
+            None => "cuBLASLt is not installed".into(),
         };
         let _ = writeln!(out, "ceilings copy {copy:.1} GB/s   {gemm}");
     }
@@ -322,7 +322,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("copy 3000.0 GB/s   cuBLAS is not installed"),
+            text.contains("copy 3000.0 GB/s   cuBLASLt is not installed"),
             "{text}"
         );
     }

@@ -17,22 +17,9 @@ use std::time::Duration;
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|e| {
-        eprintln!("error: {}", told(&e));
+        eprintln!("error: {}", lacuna_manual::told(e.as_ref()));
         ExitCode::FAILURE
     })
-}
-
-/// An error and its causes, each but those that the one before tells already.
-fn told(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        match text.ends_with(&cause) {
-            true => {}
-            false if text.is_empty() => text = cause,
-            false => text = format!("{text}: {cause}"),
-        }
-    }
-    text
 }
 
 fn run() -> Result<ExitCode> {

@@ -1,11 +1,27 @@
-//! The verbs `completions` and `man` of a program, made from the definition of its flags.
+//! What Lacuna's programs say of themselves: the verbs `completions` and `man`, made from the definition of their flags, and
+//! errors.
 
 #![forbid(unsafe_code)]
 
 use clap::{Args, Command};
 use clap_complete::Shell;
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
+
+/// An error and its causes, each but those that the one before tells already.
+pub fn told(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        source = cause.source();
+    }
+    text
+}
 
 /// Source it, or put it where the shell looks for completions.
 #[derive(Args, Clone, Debug)]

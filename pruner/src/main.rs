@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let text = match result.and_then(|()| cli.run()) {
         Ok(text) => text,
         Err(e) => {
-            eprintln!("error: {}", told(&e));
+            eprintln!("error: {}", lacuna_manual::told(e.as_ref()));
             return ExitCode::FAILURE;
         }
     };
@@ -27,19 +27,6 @@ fn main() -> ExitCode {
         }
         _ => ExitCode::SUCCESS,
     }
-}
-
-/// An error and its causes, each but those that the one before tells already.
-fn told(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        match text.ends_with(&cause) {
-            true => {}
-            false if text.is_empty() => text = cause,
-            false => text = format!("{text}: {cause}"),
-        }
-    }
-    text
 }
 
 /// The instruction set that the environment asks for is taken where no flag names one.

@@ -106,21 +106,15 @@ fn shape(
                 all.push(("dense_wgmma", way, bytes, Upload::Tiles(tiles)));
             }
         }
-        match Blas::open(&stream) {
-            Ok(blas) => {
-                let way = Way::Cublas(blas);
-                all.push(("cublas", way, bytes, Upload::Rows(packed.clone())));
+        for (name, way) in [
+            ("cublas", Blas::open(&stream).map(Way::Cublas)),
+            ("cublaslt", BlasLt::open(device, &stream).map(Way::CublasLt)),
+        ] {
+            match way {
+                Ok(way) => all.push((name, way, bytes, Upload::Rows(packed.clone()))),
+                Err(e @ Error::NoLibrary { .. }) => eprintln!("{e}: not compared"),
+                Err(e) => return Err(e),
             }
-            Err(e @ Error::NoLibrary { .. }) => eprintln!("{e}: not compared"),
-            Err(e) => return Err(e),
-        }
-        match BlasLt::open(device, &stream) {
-            Ok(blas) => {
-                let way = Way::CublasLt(blas);
-                all.push(("cublaslt", way, bytes, Upload::Rows(packed)));
-            }
-            Err(e @ Error::NoLibrary { .. }) => eprintln!("{e}: not compared"),
-            Err(e) => return Err(e),
         }
     }
     let mut activations = Arena::new(

@@ -233,9 +233,17 @@ fn read_tokens(path: &Path) -> Result<Vec<u32>> {
 /// Shows blocks and the time left on stderr: a bar on a terminal, else a line now and then.
 pub struct Show {
     bar: Option<ProgressBar>,
-    /// What it shows now: its name, when it began, at how many done, and how many there were last.
-    phase: (&'static str, Instant, usize, usize),
+    phase: Phase,
     said: Option<Instant>,
+}
+
+/// What is shown now.
+struct Phase {
+    name: &'static str,
+    began: Instant,
+    /// How many were done when it began, and last.
+    first: usize,
+    done: usize,
 }
 
 impl Show {
@@ -246,18 +254,28 @@ impl Show {
         });
         Show {
             bar,
-            phase: ("", Instant::now(), 0, 0),
+            phase: Phase {
+                name: "",
+                began: Instant::now(),
+                first: 0,
+                done: 0,
+            },
             said: None,
         }
     }
 
     pub fn tell(&mut self, at: Progress) {
         // A search goes through the blocks again and again.
-        if self.phase.0 != at.phase || at.done < self.phase.3 {
-            self.phase = (at.phase, Instant::now(), at.done, at.done);
+        if self.phase.name != at.phase || at.done < self.phase.done {
+            self.phase = Phase {
+                name: at.phase,
+                began: Instant::now(),
+                first: at.done,
+                done: at.done,
+            };
             self.bar.iter().for_each(ProgressBar::reset_eta);
         }
-        self.phase.3 = at.done;
+        self.phase.done = at.done;
         if let Some(bar) = &self.bar {
             bar.set_message(at.phase);
             bar.set_length(at.all as u64);
@@ -270,8 +288,8 @@ impl Show {
             .is_none_or(|t| t.elapsed() > Duration::from_secs(10))
         {
             self.said = Some(Instant::now());
-            let spent = self.phase.1.elapsed().as_secs_f64();
-            let left = match at.done - self.phase.2 {
+            let spent = self.phase.began.elapsed().as_secs_f64();
+            let left = match at.done - self.phase.first {
                 0 => String::new(),
                 ran => format!(
                     ", {:.0} s left",

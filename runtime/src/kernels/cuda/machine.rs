@@ -2,6 +2,7 @@
 //! end where a page that can't be touched begins; or, where `LACUNA_CUDA_BATTERY` is `device`, on the first GPU.
 
 use super::backend::{Limits, Machine, Recorded, Work};
+use super::blas::dense;
 use super::driver::{Arena, Device, Modules, Plain, Stream, pointer};
 use super::gpu::Gpu;
 use super::launch::{self, Cores, Epilogue, Launch, Product, Region, Weight};
@@ -124,7 +125,7 @@ pub(super) fn run(launch: &Launch) {
 /// Memory of where the battery runs.
 pub(super) enum Memory {
     Host(Guarded),
-    Device(Region, #[allow(dead_code)] Arena),
+    Device { region: Region, _arena: Arena },
 }
 
 impl Memory {
@@ -145,7 +146,10 @@ impl Memory {
         let region = arena.take(bytes).unwrap_or_else(|e| panic!("{e}"));
         let stream = stream.lock().unwrap_or_else(|e| e.into_inner());
         stream.write(region, data).unwrap_or_else(|e| panic!("{e}"));
-        Memory::Device(region, arena)
+        Memory::Device {
+            region,
+            _arena: arena,
+        }
     }
 
     pub(super) fn region(&self) -> Region {
@@ -154,7 +158,7 @@ impl Memory {
                 address: m.at as u64,
                 bytes: m.bytes,
             },
-            Memory::Device(region, _) => *region,
+            Memory::Device { region, .. } => *region,
         }
     }
 
@@ -235,35 +239,24 @@ impl Host {
 
 /// What a library does, in f32 and in order; what follows a sum by the kernel for it.
 fn blas(weight: &Weight, p: &Product) {
-    let &Weight::Dense {
-        half,
-        rows,
-        cols,
-        stride: pitch,
-        values,
-    } = weight
-    else {
-        panic!("a dense weight is needed");
-    };
-    let wide = |bits: u16| match half {
+    let d = dense("host", weight, p).unwrap_or_else(|e| panic!("{e}"));
+    let wide = |bits: u16| match d.half {
         Half::F16 => half::f16::from_bits(bits).to_f32(),
         Half::Bf16 => half::bf16::from_bits(bits).to_f32(),
     };
-    let step = super::launch::stride(cols);
-    assert!(values.bytes >= rows * pitch * 2 && p.x.bytes >= p.columns * step * 2);
-    assert!(p.y.bytes >= p.columns * rows * 4);
-    // SAFETY: as many elements, by what was asserted.
+    let step = launch::stride(d.cols);
+    // SAFETY: as many elements, by what `dense` checks.
     unsafe {
-        let (w, x) = (values.address as *const u16, p.x.address as *const u16);
+        let (w, x) = (d.values.address as *const u16, p.x.address as *const u16);
         for j in 0..p.columns {
-            for r in 0..rows {
-                let term = |c: usize| wide(*w.add(r * pitch + c)) * wide(*x.add(j * step + c));
-                *(p.y.address as *mut f32).add(j * rows + r) = (0..cols).map(term).sum();
+            for r in 0..d.rows {
+                let term = |c: usize| wide(*w.add(r * d.pitch + c)) * wide(*x.add(j * step + c));
+                *(p.y.address as *mut f32).add(j * d.rows + r) = (0..d.cols).map(term).sum();
             }
         }
     }
     if p.epilogue != Epilogue::NONE {
-        let rest = launch::epilogue(p.y, &p.epilogue, rows, p.columns);
+        let rest = launch::epilogue(p.y, &p.epilogue, d.rows, p.columns);
         run(&rest.unwrap_or_else(|e| panic!("{e}")));
     }
 }

@@ -118,7 +118,8 @@ def table(all_rows, devices):
 
 def main():
     if sys.argv[1:2] == ["--compile"]:
-        return sys.stdout.write(compile_source(*sys.argv[2:4]))
+        sys.stdout.write(compile_source(*sys.argv[2:4]))
+        return
     check = "--check" in sys.argv[1:]
     stale, rows = [], {}
 
@@ -141,7 +142,7 @@ def main():
         _, end, tail = rest.partition("\n<!-- end -->")
         put(DOC, head + "<!-- registers -->\n" + table(rows, list(rows)) + end + tail)
     print("\n".join(stale) if stale else "current")
-    return sys.exit(1 if check and stale else 0)
+    sys.exit(1 if check and stale else 0)
 
 
 if __name__ == "__main__":

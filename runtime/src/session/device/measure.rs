@@ -39,7 +39,7 @@ fn median(machine: &mut dyn Machine, recorded: Recorded, runs: usize) -> Result<
     Ok(times[times.len() / 2])
 }
 
-/// Measures copies and, where cuBLAS is, a product.
+/// Measures copies and, where cuBLASLt is, a product.
 fn ceilings(machine: &mut dyn Machine, runs: usize) -> Result<Ceilings> {
     let before = machine.allocations();
     let measured = measure_ceilings(machine, runs);
