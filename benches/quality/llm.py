@@ -10,7 +10,8 @@ A run that has a row is skipped, so the same command goes on where it was stoppe
 Methods learn from austen-train.txt (five novels) and wiki-train.txt; perplexity is that of persuasion.txt and
 wiki-test.txt, which they never see, on the first 32 windows of 512 tokens of each. `--only GLOB` picks runs by name,
 `--wrap CMD` puts a command before each (nice, a lock), `--list` prints names, `--table` the rows as in README.md,
-`--order` the comparison of layer errors on windows held out.
+`--order` the comparison of layer errors on windows held out. `--full` measures models that `--keep` left on the whole
+of both texts, into llm-full.jsonl.
 """
 import argparse
 import fnmatch
@@ -25,6 +26,7 @@ from rows import add, read
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROWS = os.path.join(HERE, "llm.jsonl")
+FULL = os.path.join(HERE, "llm-full.jsonl")
 TESTS = ["persuasion", "wiki-test"]
 STRUCTURED = ["wanda-sp", "obs", "tyr", "flap", "drop-blocks"]
 METHODS = ["magnitude", "wanda", "sparsegpt", "l-admm", "alps"]
@@ -61,6 +63,9 @@ def queue():
         runs += [run(f"{m}-{name}-kv-group", m, *groups, windows=64) for m in ["tyr", "obs"]]
     ablations = [("no-accumulation", ["--accumulation", "none"]), ("median", ["--accumulation", "median"]), ("no-refit", ["--no-refit"])]
     runs += [run(f"tyr-50-{n}", "tyr", *half, *extra, windows=64) for n, extra in ablations]
+    # Half an hour on one core, with the surrogate and without.
+    longer = ["--generations", "20"]
+    runs += [run(f"tyr-50-longer{n}", "tyr", *half, *longer, *extra, windows=64) for n, extra in [("", []), ("-no-surrogate", ["--no-surrogate"])]]
     return runs
 
 
@@ -75,12 +80,13 @@ def command(words, wrap):
     return out, time.monotonic() - start, usage.ru_maxrss * 1024
 
 
-def measure(options, model):
-    """Perplexities of a model."""
+def measure(options, model, windows=32):
+    """Perplexities of a model on so many windows of each text, or with 0 on all."""
     found = {}
     for text in TESTS:
         path = os.path.join(options.texts, f"{text}.txt")
-        words = [options.prune, "eval", model, "--text", path, "--window", "512", "--windows", "32", "--json"]
+        words = [options.prune, "eval", model, "--text", path, "--window", "512", "--json"]
+        words += ["--windows", str(windows)] if windows else []
         out = json.loads(command(words, options.wrap)[0])
         found[text] = {k: out[k] for k in ["perplexity", "nll", "nll_se", "predicted", "windows", "window", "isa"]}
     return found
@@ -136,6 +142,17 @@ def work(options):
             os.remove(path)
 
 
+def full(options):
+    """The whole of both texts, for every model that is there."""
+    done = {row["name"] for row in read(FULL)}
+    for name in ["dense"] + [one["name"] for one in queue()]:
+        file = f"dense-{options.dtype}" if name == "dense" else name.replace(":", "-")
+        path = os.path.join(options.work, f"{file}.safetensors")
+        if name not in done and fnmatch.fnmatch(name, options.only) and os.path.exists(path):
+            print(name, file=sys.stderr, flush=True)
+            add(FULL, dict(name=name, bytes=os.path.getsize(path), perplexity=measure(options, path, windows=0)))
+
+
 def perplexities(row):
     return [f"{row['perplexity'][t]['perplexity']:.2f}" for t in TESTS]
 
@@ -168,6 +185,10 @@ def table():
         [f"{100 * gone(r):.1f} %", f"`{r['name']}`", r["heads"], error(r), *perplexities(r), *cost(r)] for r in whole
     ]
     print_rows(["gone", "run", "heads", "held-out error, mean", "Persuasion", "Wikipedia", *costs], lines)
+    print()
+    error = lambda text: f"{text['perplexity']:.2f} ± {text['perplexity'] * text['nll_se']:.2f}"
+    lines = [[f"`{r['name']}`", *[error(r["perplexity"][t]) for t in TESTS], f"{r['bytes'] / 1e6:.0f}"] for r in read(FULL)]
+    print_rows(["run", "Persuasion", "Wikipedia", "file MB"], lines)
 
 
 def order():
@@ -196,6 +217,7 @@ def main():
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--order", action="store_true")
+    parser.add_argument("--full", action="store_true")
     options = parser.parse_args()
     if options.list:
         print("\n".join(one["name"] for one in queue()))
@@ -203,6 +225,8 @@ def main():
         table()
     elif options.order:
         order()
+    elif options.full and options.texts and options.work:
+        full(options)
     elif options.model and options.texts and options.work:
         work(options)
     else:
