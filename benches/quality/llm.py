@@ -44,7 +44,7 @@ def queue():
     runs += [run(f"{m}-50-swaps", m, *half, "--refine", "sparse-swaps") for m in ["wanda", "magnitude"]]
     runs += [run("l-admm-50", "l-admm", *half), run("l-admm-2:4", "l-admm", *two_four)]
     runs += [run(f"{m}-50-owl", m, *half, "--allocator", "owl") for m in ["wanda", "sparsegpt", "alps"]]
-    runs += [run(f"{m}-50-search", m, *half, "--allocator", "search") for m in ["wanda", "sparsegpt"]]
+    runs += [run(f"{m}-50-search", m, *half, "--allocator", "search", "--generations", "6") for m in ["wanda", "sparsegpt"]]
     runs += [run("wanda-2:4-swaps", "wanda", *two_four, "--refine", "sparse-swaps")]
     runs += [run("wanda-50-swaps-refit", "wanda", *half, "--refine", "sparse-swaps-refit")]
     # The same inputs for all: what errors of layers are compared on.
@@ -53,7 +53,7 @@ def queue():
         run(f"{m}-50-dense-prefix-swaps", m, *half, "--prefix", "dense", "--refine", "sparse-swaps", windows=16)
         for m in ["magnitude", "wanda"]
     ]
-    runs += [run(f"{m}-{s}", m, "--sparsity", f"0.{s}") for s in [60, 70] for m in ["wanda", "sparsegpt", "alps"]]
+    runs += [run(f"{m}-{s}", m, "--sparsity", f"0.{s}") for s in [60, 70] for m in ["wanda", "sparsegpt", "l-admm", "alps"]]
     runs += [run("sparsegpt-50-128-windows", "sparsegpt", *half, windows=128)]
     # Whole heads and neurons, at shares of the parameters of attentions and MLPs.
     for share in ["0.5", "0.25", "0.375", "0.125"]:
@@ -192,16 +192,23 @@ def table():
 
 
 def order():
-    """In how many layers one run's error on held-out windows is at most another's."""
-    errors = {r["name"]: {e["weight"]: e["held_out"] for e in r["errors"]} for r in read(ROWS) if "errors" in r}
-    pairs = [("wanda", "magnitude"), ("sparsegpt", "wanda"), ("l-admm", "sparsegpt"), ("alps", "sparsegpt")]
+    """In how many layers one run's error is at most another's: on the windows that they were fitted on, and on others."""
+    rows = {r["name"]: r["errors"] for r in read(ROWS) if "errors" in r}
+    pairs = [("wanda", "magnitude"), ("sparsegpt", "wanda"), ("l-admm", "sparsegpt"), ("alps", "sparsegpt"), ("alps", "l-admm")]
     pairs += [("magnitude-swaps", "magnitude"), ("wanda-swaps", "wanda")]
-    for low, high in pairs:
-        full = [n.split("-swaps")[0] + "-50-dense-prefix" + ("-swaps" if n.endswith("-swaps") else "") for n in (low, high)]
-        if all(n in errors for n in full):
-            a, b = (errors[n] for n in full)
-            worse = [w for w in a if a[w] > b[w]]
-            print(f"{low} <= {high}: {len(a) - len(worse)} of {len(a)} layers", *[f"(not {w})" for w in worse[:5]])
+    lines = []
+    for pair in pairs:
+        names = [n.split("-swaps")[0] + "-50-dense-prefix" + ("-swaps" if n.endswith("-swaps") else "") for n in pair]
+        if not all(n in rows for n in names):
+            continue
+        line = [" <= ".join(pair)]
+        for key in ["fitted", "held_out"]:
+            low, high = ({e["weight"]: e[key] for e in rows[n]} for n in names)
+            line.append(f"{sum(low[w] <= high[w] for w in low)} of {len(low)}")
+        worse = [w.removeprefix("model.layers.").removesuffix(".weight") for w in low if low[w] > high[w]]
+        line.append(", ".join(worse) if len(worse) < 10 else "")
+        lines.append(line)
+    print_rows(["error", "fitted", "held out", "not, held out"], lines)
 
 
 def main():
