@@ -7,7 +7,8 @@ use lacuna::Weight;
 use rayon::prelude::*;
 
 /// In each row the swap that lowers the error of the outputs most is made, up to 100 times: a weight goes, and one that
-/// was gone comes back with its old value. With a pattern, inside a group.
+/// was gone comes back with its old value. With a pattern, inside a group. A thread holds an f32 for each pair of its row: of
+/// `n` inputs, half of them left, `n²` bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SparseSwaps;
 
@@ -54,15 +55,16 @@ struct Row<'a> {
 }
 
 /// Inputs that change places with each other alone.
+#[derive(Default)]
 struct Group {
     /// Those that are left, and those that are gone.
     left: Vec<usize>,
     gone: Vec<usize>,
-    /// What a pair saves besides what both change by themselves, `2 ŵ_p w_u H_pu`: for each that is left a row.
+    /// What each pair saves together: for each that is left a row.
     pairs: Vec<f32>,
 }
 
-/// What every pair of a group is ranked by is an f32; that of the best is then computed in full.
+/// Pairs are ranked in f32; the change by the best is then computed in full.
 impl<'a> Row<'a> {
     fn new(
         dense: &'a [f64],
@@ -71,26 +73,31 @@ impl<'a> Row<'a> {
         h: &'a Matrix,
         group: usize,
     ) -> Row<'a> {
-        let make = |first: usize| {
-            let members = first..(first + group).min(dense.len());
-            let (left, gone): (Vec<usize>, _) = members.partition(|&i| pruned[i] != 0.0);
-            let pairs = (left.iter())
-                .flat_map(|&p| gone.iter().map(move |&u| (p, u)))
-                .map(|(p, u)| (2.0 * pruned[p] * dense[u] * h.row(p)[u]) as f32);
-            Group {
-                pairs: pairs.collect(),
-                left,
-                gone,
-            }
-        };
-        let groups = (0..dense.len()).step_by(group.max(1)).map(make).collect();
-        Row {
+        let mut row = Row {
             dense,
             pruned,
             image,
             h,
-            groups,
-        }
+            groups: Vec::new(),
+        };
+        let make = |first: usize| {
+            let members = first..(first + group).min(dense.len());
+            let (left, gone): (Vec<usize>, _) = members.partition(|&i| row.pruned[i] != 0.0);
+            let pairs = left.iter().flat_map(|&p| gone.iter().map(move |&u| (p, u)));
+            Group {
+                pairs: pairs.map(|(p, u)| row.saved(p, u) as f32).collect(),
+                left,
+                gone,
+            }
+        };
+        let firsts = (0..dense.len()).step_by(group.max(1));
+        row.groups = firsts.map(make).collect();
+        row
+    }
+
+    /// What a weight's going and a zero's coming back save together, besides what each changes by itself.
+    fn saved(&self, p: usize, u: usize) -> f64 {
+        2.0 * self.pruned[p] * self.dense[u] * self.h.row(p)[u]
     }
 
     /// What the error changes by when a weight goes, and when a zero comes back.
@@ -133,7 +140,7 @@ impl<'a> Row<'a> {
         };
         let (p, u) = (self.groups[at].left[i], self.groups[at].gone[j]);
         let (kept, back) = (self.pruned[p], self.dense[u]);
-        let change = self.going(p) + self.coming(u) - 2.0 * kept * back * self.h.row(p)[u];
+        let change = self.going(p) + self.coming(u) - self.saved(p, u);
         if change >= -1e-12 * scale {
             return false;
         }
@@ -144,14 +151,17 @@ impl<'a> Row<'a> {
         changes.for_each(|(image, (hp, hu))| *image += kept * hp - back * hu);
         self.pruned[p] = 0.0;
         self.pruned[u] = back;
-        let Group { left, gone, pairs } = &mut self.groups[at];
-        (left[i], gone[j]) = (u, p);
-        let pair =
-            |p: usize, u: usize| (2.0 * self.pruned[p] * self.dense[u] * self.h.row(p)[u]) as f32;
-        let row = pairs[i * gone.len()..].iter_mut().zip(&*gone);
-        row.for_each(|(value, &other)| *value = pair(u, other));
-        let column = pairs[j..].iter_mut().step_by(gone.len()).zip(&*left);
-        column.for_each(|(value, &other)| *value = pair(other, p));
+        let mut group = std::mem::take(&mut self.groups[at]);
+        (group.left[i], group.gone[j]) = (u, p);
+        let across = group.gone.len();
+        for (value, &other) in group.pairs[i * across..].iter_mut().zip(&group.gone) {
+            *value = self.saved(u, other) as f32;
+        }
+        let column = group.pairs[j..].iter_mut().step_by(across);
+        for (value, &other) in column.zip(&group.left) {
+            *value = self.saved(other, p) as f32;
+        }
+        self.groups[at] = group;
         true
     }
 }
