@@ -10,7 +10,7 @@ A run that has a row is skipped, so the same command goes on where it was stoppe
 Methods learn from austen-train.txt (five novels) and wiki-train.txt; perplexity is that of persuasion.txt and
 wiki-test.txt, which they never see, on the first 32 windows of 512 tokens of each. `--only GLOB` picks runs by name,
 `--wrap CMD` puts a command before each (nice, a lock), `--list` prints names, `--table` the rows as in README.md,
-`--order` the comparison of layer errors on windows held out. `--full` measures models that `--keep` left on the whole
+`--order` the comparison of layer errors, fitted and held out. `--full` measures models that `--keep` left on the whole
 of both texts, into llm-full.jsonl.
 """
 import argparse
@@ -44,7 +44,8 @@ def queue():
     runs += [run(f"{m}-50-swaps", m, *half, "--refine", "sparse-swaps") for m in ["wanda", "magnitude"]]
     runs += [run("l-admm-50", "l-admm", *half), run("l-admm-2:4", "l-admm", *two_four)]
     runs += [run(f"{m}-50-owl", m, *half, "--allocator", "owl") for m in ["wanda", "sparsegpt", "alps"]]
-    runs += [run(f"{m}-50-search", m, *half, "--allocator", "search", "--generations", "6") for m in ["wanda", "sparsegpt"]]
+    search = ["--allocator", "search", "--generations", "6"]
+    runs += [run(f"{m}-50-search", m, *half, *search) for m in ["wanda", "sparsegpt"]]
     runs += [run("wanda-2:4-swaps", "wanda", *two_four, "--refine", "sparse-swaps")]
     runs += [run("wanda-50-swaps-refit", "wanda", *half, "--refine", "sparse-swaps-refit")]
     # The same inputs for all: what errors of layers are compared on.
@@ -53,7 +54,7 @@ def queue():
         run(f"{m}-50-dense-prefix-swaps", m, *half, "--prefix", "dense", "--refine", "sparse-swaps", windows=16)
         for m in ["magnitude", "wanda"]
     ]
-    runs += [run(f"{m}-{s}", m, "--sparsity", f"0.{s}") for s in [60, 70] for m in ["wanda", "sparsegpt", "l-admm", "alps"]]
+    runs += [run(f"{m}-{s}", m, "--sparsity", f"0.{s}") for s in [60, 70] for m in METHODS[1:]]
     runs += [run("sparsegpt-50-128-windows", "sparsegpt", *half, windows=128)]
     # Whole heads and neurons, at shares of the parameters of attentions and MLPs.
     for share in ["0.5", "0.25", "0.375", "0.125"]:
@@ -64,8 +65,9 @@ def queue():
     ablations = [("no-accumulation", ["--accumulation", "none"]), ("median", ["--accumulation", "median"]), ("no-refit", ["--no-refit"])]
     runs += [run(f"tyr-50-{n}", "tyr", *half, *extra, windows=64) for n, extra in ablations]
     # Half an hour on one core, with the surrogate and without.
-    longer = ["--generations", "20"]
-    runs += [run(f"tyr-50-longer{n}", "tyr", *half, *longer, *extra, windows=64) for n, extra in [("", []), ("-no-surrogate", ["--no-surrogate"])]]
+    longer = [*half, "--generations", "20"]
+    runs += [run("tyr-50-longer", "tyr", *longer, windows=64)]
+    runs += [run("tyr-50-longer-no-surrogate", "tyr", *longer, "--no-surrogate", windows=64)]
     return runs
 
 
@@ -78,6 +80,12 @@ def command(words, wrap):
     if status != 0:
         raise SystemExit(f"failed: {shlex.join(words)}")
     return out, time.monotonic() - start, usage.ru_maxrss * 1024
+
+
+def file(options, name):
+    """Where a run's model lies."""
+    name = f"dense-{options.dtype}" if name == "dense" else name.replace(":", "-")
+    return os.path.join(options.work, f"{name}.safetensors")
 
 
 def measure(options, model, windows=32):
@@ -93,7 +101,7 @@ def measure(options, model, windows=32):
 
 
 def work(options):
-    dense = os.path.join(options.work, f"dense-{options.dtype}.safetensors")
+    dense = file(options, "dense")
     os.makedirs(options.work, exist_ok=True)
     if not os.path.exists(dense):
         command([options.prune, "convert", options.model, "--dtype", options.dtype, "-o", dense], options.wrap)
@@ -104,7 +112,7 @@ def work(options):
         if one["name"] in done or not fnmatch.fnmatch(one["name"], options.only):
             continue
         print(one["name"], file=sys.stderr, flush=True)
-        path = os.path.join(options.work, one["name"].replace(":", "-") + ".safetensors")
+        path = file(options, one["name"])
         words = [options.prune, one["verb"], dense, *one["extra"], "-o", path, "--json"]
         for text in ["austen-train", "wiki-train"]:
             words += ["--calibration-text", os.path.join(options.texts, f"{text}.txt")]
@@ -146,8 +154,7 @@ def full(options):
     """The whole of both texts, for every model that is there."""
     done = {row["name"] for row in read(FULL)}
     for name in ["dense"] + [one["name"] for one in queue()]:
-        file = f"dense-{options.dtype}" if name == "dense" else name.replace(":", "-")
-        path = os.path.join(options.work, f"{file}.safetensors")
+        path = file(options, name)
         if name not in done and fnmatch.fnmatch(name, options.only) and os.path.exists(path):
             print(name, file=sys.stderr, flush=True)
             add(FULL, dict(name=name, bytes=os.path.getsize(path), perplexity=measure(options, path, windows=0)))
@@ -187,18 +194,20 @@ def table():
     print_rows(["gone", "run", "heads", "held-out error, mean", "Persuasion", "Wikipedia", *costs], lines)
     print()
     error = lambda text: f"{text['perplexity']:.2f} ± {text['perplexity'] * text['nll_se']:.2f}"
-    lines = [[f"`{r['name']}`", *[error(r["perplexity"][t]) for t in TESTS], f"{r['bytes'] / 1e6:.0f}"] for r in read(FULL)]
+    both = lambda row: [error(row["perplexity"][t]) for t in TESTS]
+    lines = [[f"`{r['name']}`", *both(r), f"{r['bytes'] / 1e6:.0f}"] for r in read(FULL)]
     print_rows(["run", "Persuasion", "Wikipedia", "file MB"], lines)
 
 
 def order():
     """In how many layers one run's error is at most another's: on the windows that they were fitted on, and on others."""
     rows = {r["name"]: r["errors"] for r in read(ROWS) if "errors" in r}
-    pairs = [("wanda", "magnitude"), ("sparsegpt", "wanda"), ("l-admm", "sparsegpt"), ("alps", "sparsegpt"), ("alps", "l-admm")]
-    pairs += [("magnitude-swaps", "magnitude"), ("wanda-swaps", "wanda")]
+    pairs = [("wanda", "magnitude"), ("sparsegpt", "wanda"), ("l-admm", "sparsegpt"), ("alps", "sparsegpt")]
+    pairs += [("alps", "l-admm"), ("magnitude-swaps", "magnitude"), ("wanda-swaps", "wanda")]
     lines = []
     for pair in pairs:
-        names = [n.split("-swaps")[0] + "-50-dense-prefix" + ("-swaps" if n.endswith("-swaps") else "") for n in pair]
+        parts = [n.partition("-swaps") for n in pair]
+        names = [f"{method}-50-dense-prefix{swaps}" for method, swaps, _ in parts]
         if not all(n in rows for n in names):
             continue
         line = [" <= ".join(pair)]
